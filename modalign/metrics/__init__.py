@@ -1,0 +1,1 @@
+"""How good generated tokens and assets are."""

@@ -1,0 +1,142 @@
+"""Recipes: one VLM, encoder, head, objective and generator, named, with the numbers they need."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about names: a misspelt field is an error, not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ref(Frozen):
+    """A registered name with the options its builder takes."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DiTConfig(Frozen):
+    """Size of a `TokenStreamDiT`.
+
+    `num_kv_heads` below `num_heads` groups the queries. The feed-forward width is
+    `ceil(int(2/3 * 4 * hidden_size * ffn_dim_multiplier) / multiple_of) * multiple_of`.
+    Source: facts of the released GAP3D network, section 1.1.
+    """
+
+    hidden_size: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int | None = None
+    multiple_of: int = Field(default=256, gt=0)
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by num_heads "
+                f"({self.num_heads})"
+            )
+        if (self.hidden_size // self.num_heads) % 4:
+            raise ValueError(
+                f"head width {self.hidden_size // self.num_heads} must be divisible by 4: "
+                "two axes, each with cosine-sine pairs"
+            )
+        kv_heads = self.num_kv_heads or self.num_heads
+        if self.num_heads % kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be divisible by num_kv_heads ({kv_heads})"
+            )
+        return self
+
+
+class FlowConfig(Frozen):
+    """How noise meets data, shared by training and sampling.
+
+    t = 0 is noise, t = 1 is data. `prediction`: what the head returns; "data" is compared in
+    velocity space, divided by max(1 - t, t_floor). `shift` s maps noise level u = 1 - t to
+    s u / (1 + (s - 1) u), in training and on the sampling grid.
+    `grid` = 1000 draws t from that many equal steps (the released GAP3D); None draws it freely.
+    Source: GAP3D eq. 1-5; RAE (2510.11690) for the shift; RiT (2605.21981) for data prediction.
+    """
+
+    prediction: Literal["velocity", "data"] = "velocity"
+    time: Literal["uniform", "logit-normal"] = "uniform"
+    shift: float = Field(default=1.0, gt=0)
+    grid: int | None = None
+    t_floor: float = Field(default=0.05, gt=0, lt=1)
+
+
+class SamplerConfig(Frozen):
+    """How `Pipeline.align` integrates.
+
+    `guidance` g is v_null + g (v_cond - v_null), 1 is off; it acts where the noise level 1 - t
+    lies inside `guidance_interval`. `integer_time` truncates 1000 (1 - t) as the released GAP3D
+    does. `project` puts every token back on its space's manifold at the end.
+    """
+
+    solver: Literal["euler", "heun"] = "euler"
+    steps: int = Field(default=50, gt=0)
+    guidance: float = 3.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    integer_time: bool = False
+    project: bool = True
+
+
+class TrainingConfig(Frozen):
+    """Numbers of one training stage. Rates are per step, `warmup` a share of all steps."""
+
+    lr: float = Field(default=2.8e-4, gt=0)
+    min_lr: float = Field(default=1e-5, ge=0)
+    warmup: float = Field(default=0.003, ge=0, lt=1)
+    epochs: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=2048, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float | None = Field(default=1.0, gt=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Recipe(Frozen):
+    """A named combination of registered parts. A Python value; variants are `derive(...)`.
+
+    `vlm`, `encoder` and `generator` are registered names; `generator` may be None.
+    `checkpoint` names the trained weights that ship or are published for this recipe.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    vlm: str
+    encoder: str
+    generator: str | None
+    objective: Ref
+    head: DiTConfig
+    flow: FlowConfig = FlowConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    training: TrainingConfig = TrainingConfig()
+    num_soft_tokens: int = Field(default=64, gt=0)
+    checkpoint: str | None = None
+    summary: str = ""
+    reference: str = ""
+
+    def derive(self, **changes: Any) -> Recipe:
+        """This recipe with some fields changed; the result is validated anew.
+
+        A dict given for a nested config changes only the fields it names:
+        `GAP3D.derive(name="fast", sampler={"steps": 10})`.
+
+        Raises:
+            pydantic.ValidationError: a field is unknown or a value does not fit; all are listed.
+        """
+        content = self.model_dump()
+        for key, value in changes.items():
+            if isinstance(value, dict) and isinstance(content.get(key), dict):
+                content[key] = {**content[key], **value}
+            else:
+                content[key] = value.model_dump() if isinstance(value, BaseModel) else value
+        return Recipe.model_validate(content)

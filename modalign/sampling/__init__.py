@@ -1,0 +1,1 @@
+"""Solvers and guidance over any callable (x_t, t, condition)."""

@@ -1,0 +1,235 @@
+"""What plugins provide: prompts in, streams between, assets out, and a record for each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from modalign.recipe import Recipe
+from modalign.tokens import TokenStream, TokenStreamSpec
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user asks for: a text, and any number of RGB pictures it refers to."""
+
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training pair: a prompt and the picture (or points) that the target encoder reads.
+
+    `answer` is text for a language-model loss, where an objective has one; `identifier` names the
+    sample in logs and seeds.
+    """
+
+    prompt: Prompt
+    image: Image | None = None
+    answer: str | None = None
+    identifier: str = ""
+
+
+@dataclass(frozen=True)
+class VLMOutput:
+    """Hidden states at the positions a recipe reads, (B, S, C), and a language loss if asked."""
+
+    hidden: Tensor
+    lm_loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A stage's progress: `step` of `total` done in `stage`."""
+
+    stage: str
+    step: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@runtime_checkable
+class Asset(Protocol):
+    """What a generator makes. Saved whole or not at all."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write to `path`; its extension chooses the format."""
+        ...
+
+    def preview(self, path: str | PathLike[str]) -> None:
+        """Write a PNG to look at."""
+        ...
+
+
+class TargetEncoder(Protocol):
+    """A frozen encoder whose tokens are the target."""
+
+    stream: TokenStreamSpec
+
+    def prepare(self, images: Sequence[Image]) -> Tensor:
+        """A batch on the CPU, picklable, from RGB pictures. Pure; no model is touched."""
+        ...
+
+    def encode(self, batch: Tensor) -> TokenStream:
+        """The target stream, computed without gradient on the encoder's device."""
+        ...
+
+
+class VLMAdapter(Protocol):
+    """A frozen vision-language model that soft tokens read from."""
+
+    hidden_dim: int
+
+    def prepare(
+        self, prompts: Sequence[Prompt], answers: Sequence[str | None] | None = None
+    ) -> Mapping[str, Tensor]:
+        """A batch of token ids, masks and pixels on the CPU; pure and picklable."""
+        ...
+
+    def read(self, batch: Mapping[str, Tensor], soft_tokens: Tensor) -> VLMOutput:
+        """Hidden states (B, S, C) at the soft tokens (1, S, C) appended to each prompt."""
+        ...
+
+
+class Generator(Protocol):
+    """A frozen generator that consumes a token stream."""
+
+    accepts: TokenStreamSpec
+
+    def generate(
+        self,
+        stream: TokenStream,
+        *,
+        seed: int,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> list[Asset]:
+        """One asset per batch element; element k draws its noise from `seed + k`."""
+        ...
+
+
+Head = Callable[..., TokenStream]
+"""Called as `head(x_t, t, condition)`: stream, times (B,), condition (B, S, C)."""
+
+
+class Objective(Protocol):
+    """What trains the head and the soft tokens."""
+
+    def __call__(
+        self,
+        head: Head,
+        condition: Tensor,
+        target: TokenStream,
+        *,
+        lm_loss: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Scalar losses by name; the one called "loss" is minimised."""
+        ...
+
+
+class Dataset(Protocol):
+    """A stream of training pairs, addressed by index so that order and resume are exact."""
+
+    def example(self, index: int) -> Example:
+        """Sample `index`, the same on every machine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpec:
+    """What every catalogue entry states: a name, where it comes from, what it needs.
+
+    `requires` lists importable modules; `source` says where weights come from, `license` theirs.
+    """
+
+    name: str
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    source: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(PluginSpec):
+    """`build(weights=, device=, dtype=)` returns a `TargetEncoder` that yields `stream`."""
+
+    build: Callable[..., TargetEncoder]
+    stream: TokenStreamSpec
+    modality: str = "image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMSpec(PluginSpec):
+    """`build(weights=, device=, dtype=)` returns a `VLMAdapter`."""
+
+    build: Callable[..., VLMAdapter]
+    hidden_dim: int
+    max_positions: int
+    accepts_images: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec(PluginSpec):
+    """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`."""
+
+    build: Callable[..., Generator]
+    accepts: TokenStreamSpec
+    produces: str = "mesh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec(PluginSpec):
+    """`build(recipe, stream, **options)` returns an `Objective` for heads of kind `head`."""
+
+    build: Callable[..., Objective]
+    head: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(PluginSpec):
+    """`build(**options)` returns a `Dataset`."""
+
+    build: Callable[..., Dataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSpec(PluginSpec):
+    """`run(recipe, output, **options)` yields results by row and writes JSON and Markdown."""
+
+    run: Callable[..., Iterator[Mapping[str, Any]]]
+    recipes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceMap(PluginSpec):
+    """A lossless map between two spaces: `inverse(forward(stream)) == stream`."""
+
+    source_space: str
+    target_space: str
+    forward: Callable[[TokenStream], TokenStream]
+    inverse: Callable[[TokenStream], TokenStream]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything installed, by kind and name."""
+
+    encoders: Mapping[str, EncoderSpec] = field(default_factory=dict)
+    vlms: Mapping[str, VLMSpec] = field(default_factory=dict)
+    generators: Mapping[str, GeneratorSpec] = field(default_factory=dict)
+    objectives: Mapping[str, ObjectiveSpec] = field(default_factory=dict)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    datasets: Mapping[str, DatasetSpec] = field(default_factory=dict)
+    suites: Mapping[str, SuiteSpec] = field(default_factory=dict)
+    space_maps: Mapping[str, SpaceMap] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The built-in plugins, reached through the same entry points as anybody's."""

@@ -1,0 +1,1 @@
+"""One module per family of kinds; each has RUNNERS, a dict from kind to `Runner`."""
