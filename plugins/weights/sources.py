@@ -1,0 +1,186 @@
+"""Where weights lie: shipped with the package, in a folder of the user's, or on the Hub."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modalign import WeightsError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def shipped(name: str) -> Path:
+    """The file or folder `name` among the weights that ship with the package.
+
+    Raises:
+        WeightsError: this installation lacks it.
+    """
+    path = Path(str(resources.files("modalign_plugins.weights") / name))
+    if not path.exists():
+        raise WeightsError(
+            f"the weights {name!r} that ship with modalign are missing from this installation; "
+            "reinstall modalign"
+        )
+    return path
+
+
+def downloaded(owner: str, repository: str, files: Sequence[str]) -> Path:
+    """The local folder of a Hub repository's `files` (glob patterns), fetched if need be.
+
+    Raises:
+        WeightsError: they are not here and cannot be fetched; names repository, files and remedy.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = " ".join(f'--include "{pattern}"' for pattern in files)
+    remedy = (
+        f"run `hf download {repository} {patterns}` where there is a network, "
+        "or pass weights=<folder that holds these files>"
+    )
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=list(files)))
+    except (OSError, HfHubHTTPError) as error:  # offline, gated, unknown, or a full disk
+        raise WeightsError(
+            f"{owner!r} needs {', '.join(files)} of {repository}, which are not on this machine "
+            f"and cannot be downloaded ({type(error).__name__}); {remedy}"
+        ) from error
+    missing = [pattern for pattern in files if not any(folder.glob(pattern))]
+    if missing:
+        raise WeightsError(
+            f"{owner!r} needs {', '.join(missing)} of {repository}, "
+            f"which the copy at {folder} lacks; {remedy}"
+        )
+    return folder
+
+
+def safetensors_in(folder: Path, owner: str) -> list[Path]:
+    """The weight files of a model folder, each present and readable.
+
+    Raises:
+        WeightsError: one is missing or damaged; names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not folder.is_dir():
+        raise WeightsError(f"{owner!r} was given weights={str(folder)!r}, which does not exist")
+    index = folder / INDEX
+    names = [WEIGHTS]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise WeightsError(f"{owner!r} needs {name}, which {folder} lacks")
+        try:
+            with safe_open(path, framework="pt"):  # checks the header against the file's length
+                pass
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is damaged ({error}); download it again") from error
+    return [folder / name for name in names]
+
+
+def read_tensors(path: Path, owner: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or of a folder of them.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = [path] if path.is_file() else safetensors_in(path, owner)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors.update(load_file(file))
+        except SafetensorError as error:
+            raise WeightsError(f"{file} is damaged ({error}); download it again") from error
+    return tensors
+
+
+def load_frozen(
+    model_class: Any,
+    config: Any,
+    source: Path | dict[str, Tensor] | None,
+    *,
+    owner: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """A frozen transformers model: from a folder, from tensors, or with random weights (None).
+
+    Tensors carry the names of transformers' files. Random weights come from the global generator
+    and work on the meta device, without memory.
+
+    Raises:
+        WeightsError: tensors are missing, or of another shape.
+    """
+    if source is None:
+        with torch.device(device):
+            model = model_class(config)
+        return model.to(dtype=dtype).eval().requires_grad_(False)
+    tensors = source if isinstance(source, dict) else None
+    with _quiet():
+        model, report = model_class.from_pretrained(
+            None if tensors is not None else source,
+            config=config,
+            state_dict=tensors,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, with the others
+            output_loading_info=True,
+        )
+    where = "these weights" if tensors is not None else f"the weights in {source}"
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"{owner!r} has {len(missing)} tensors that {where} do not hold, for example "
+            f"{missing[0]!r}; are they of another model?"
+        )
+    wrong = sorted(report["mismatched_keys"])
+    if wrong:
+        name, got, expected = wrong[0]
+        raise WeightsError(
+            f"{owner!r} has {len(wrong)} tensors of another shape than {where} hold, for example "
+            f"{name!r}: got {tuple(got)}, expected {tuple(expected)}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def file_tensors(model: Any) -> dict[str, Tensor]:
+    """A transformers model's tensors under the names of its files.
+
+    A live model has other names: transformers renames when it loads, and back when it saves.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        model.save_pretrained(folder)
+        return read_tensors(Path(folder), type(model).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' progress bars and loading report, and restores them."""
+    from transformers.utils import logging as module
+
+    logging: Any = module  # its functions are not annotated
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
