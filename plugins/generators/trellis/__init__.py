@@ -1,0 +1,1 @@
+"""TRELLIS: image tokens to a mesh, in plain PyTorch."""

@@ -1,0 +1,3 @@
+"""Meshes."""
+
+MESH_CHANNELS = 101

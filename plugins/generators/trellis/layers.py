@@ -1,0 +1,265 @@
+"""Layers on sparse voxel tensors: convolution, norm, pooling, subdivision.
+
+Weights keep the layout of the released checkpoints.
+
+Legend: N voxels, C input channels, O output channels, B batch elements.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from .blocks import block_norm, init_zero
+from .rows import gather_rows, select_rows
+from .sparse import KERNEL_VOLUME, SparseTensor
+
+GROUP_NORM_EPS = 1e-5
+# Gathered elements per matrix product: they should stay in cache on CPU; a GPU wants big products.
+CHUNK_ELEMENTS_CPU = 1 << 20
+CHUNK_ELEMENTS_GPU = 1 << 27
+
+
+def _chunk_rows(x: Tensor, elements_per_row: int) -> int:
+    budget = CHUNK_ELEMENTS_CPU if x.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    return max(1, budget // elements_per_row)
+
+
+def _gather_product(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Rows x[index[n, k]] side by side times weight: (N, C), (K, T), (T C, O) -> (K, O)."""
+    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    out = x.new_empty(len(index), weight.shape[1])
+    step = _chunk_rows(x, weight.shape[0])
+    for start in range(0, len(index), step):
+        rows = index[start : start + step]
+        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
+        torch.mm(gathered, weight, out=out[start : start + step])
+    return out
+
+
+class _SubmanifoldProduct(torch.autograd.Function):
+    """Sum over taps of x[neighbour of tap] times the tap's matrix; weight (27, C, O).
+
+    Voxel j is voxel i's neighbour at tap k exactly where i is j's at tap 26 - k, so the gradient
+    of the input is the same product with the taps reversed and each matrix transposed.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, neighbours)
+        return _gather_product(x, neighbours, weight.flatten(0, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, neighbours = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = grad.contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            reversed_taps = weight.flip(0).transpose(1, 2).flatten(0, 1)
+            grad_x = _gather_product(grad, neighbours, reversed_taps)
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            # Half-precision sums over many voxels would lose what they add.
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            total = x.new_zeros(weight[:, :, 0].numel(), grad.shape[1], dtype=dtype)
+            padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+            step = _chunk_rows(x, len(total))
+            for start in range(0, len(neighbours), step):
+                rows = neighbours[start : start + step]
+                gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
+                total += gathered.t() @ grad[start : start + step]
+            grad_weight = total.view_as(weight).to(weight.dtype)
+        return grad_x, grad_weight, None
+
+
+class _SparseWeights(nn.Module):
+    """Weight (O, k, k, k, C) and bias of a sparse convolution, under the checkpoints' names."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        size = (kernel_size,) * 3
+        self.weight = nn.Parameter(torch.empty(out_channels, *size, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        bound = 1 / math.sqrt(in_channels * kernel_size**3)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+
+class SparseConv3d(nn.Module):
+    """Submanifold convolution: outputs exactly at the input's voxels; kernel size 1 or 3.
+
+    A weight of kernel size 3 is (O, kx, ky, kz, C), cross-correlated. A weight of kernel size 1 is
+    stored as (O, 1, 1, 1, C) but its memory is READ as a (C, O) matrix: the library that trained
+    the checkpoints does so, and transposing it instead gives garbage silently.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        if kernel_size not in (1, 3):
+            raise ValueError(f"sparse convolutions have kernel size 1 or 3, not {kernel_size}")
+        self.kernel_size = kernel_size
+        self.conv = _SparseWeights(in_channels, out_channels, kernel_size)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features (N, O) at the same voxels."""
+        weight, bias, feats = self.conv.weight, self.conv.bias, x.feats
+        out_channels, in_channels = weight.shape[0], weight.shape[-1]
+        if self.kernel_size == 1:
+            return x.replace(feats @ weight.reshape(in_channels, out_channels) + bias)
+        taps = weight.reshape(out_channels, KERNEL_VOLUME, in_channels).permute(1, 2, 0)
+        if torch.is_autocast_enabled(feats.device.type):
+            dtype = torch.get_autocast_dtype(feats.device.type)
+            feats, taps = feats.to(dtype), taps.to(dtype)
+        product: Tensor = _SubmanifoldProduct.apply(feats, taps.contiguous(), x.at.neighbours)
+        return x.replace(product + bias.to(product.dtype))
+
+
+class SparseGroupNorm32(nn.GroupNorm):
+    """Group norm with statistics over the voxels of each batch element, in float32."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = GROUP_NORM_EPS) -> None:
+        super().__init__(num_groups, num_channels, eps=eps)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Normalised features (N, C)."""
+        normed = []
+        for rows in torch.split(x.feats.float(), x.at.segments.counts):
+            if len(rows) == 0:
+                normed.append(rows)
+                continue
+            # As an image of one column in channels-last memory: no copy, one fused kernel.
+            image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)
+            image = F.group_norm(
+                image, self.num_groups, self.weight.float(), self.bias.float(), self.eps
+            )
+            normed.append(image.permute(0, 2, 3, 1).reshape(rows.shape))
+        return x.replace(torch.cat(normed).to(x.feats.dtype))
+
+
+class SparseSiLU(nn.SiLU):
+    """SiLU of the features."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Activated features (N, C)."""
+        return x.replace(F.silu(x.feats))
+
+
+def downsample(x: SparseTensor, factor: int) -> SparseTensor:
+    """Mean over the children of each coarse voxel, divided by (count + 1) instead of count.
+
+    The checkpoints were trained with a mean that counts its zero initial value as a member, so a
+    full block of 8 is scaled by 8/9 and a lone child by 1/2.
+    """
+    pooling = x.at.pooling(factor)
+    children = pooling.children
+    padded = children.numel() != len(x.at)
+    rows = gather_rows(x.feats, children.view(-1), pooling.slot, padded, False)
+    total = rows.view(*children.shape, -1).sum(dim=1)
+    return SparseTensor(pooling.coarse, total / (pooling.count + 1).to(total.dtype))
+
+
+def upsample(x: SparseTensor, like: SparseTensor, factor: int) -> SparseTensor:
+    """Each voxel of `like` takes the features of its parent in x, a `downsample` of it."""
+    pooling = like.at.pooling(factor)
+    assert len(pooling.coarse) == len(x.at)
+    padded = pooling.children.numel() != len(like.at)
+    return like.replace(gather_rows(x.feats, pooling.parent, pooling.children, False, padded))
+
+
+def subdivide(x: SparseTensor) -> SparseTensor:
+    """Every voxel becomes its 8 children, which all take its features."""
+    feats = x.feats.unsqueeze(1).expand(-1, 8, -1).reshape(-1, x.feats.shape[1])
+    return SparseTensor(x.at.subdivided, feats)
+
+
+class SparseResBlock3d(nn.Module):
+    """Two modulated convolutions and a skip; pools or unpools first where asked to.
+
+    Args:
+        in_channels: C.
+        embedding_channels: width of the time embedding.
+        out_channels: O.
+        resample: "down", "up" or "none".
+        factor: of the resampling.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embedding_channels: int,
+        out_channels: int,
+        resample: str = "none",
+        factor: int = 2,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.factor = factor
+        self.norm1 = block_norm(in_channels, affine=True)
+        self.norm2 = block_norm(out_channels, affine=False)
+        self.conv1 = SparseConv3d(in_channels, out_channels)
+        self.conv2 = SparseConv3d(out_channels, out_channels)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, out_channels * 2))
+        self.skip_connection = (
+            nn.Identity() if in_channels == out_channels else nn.Linear(in_channels, out_channels)
+        )
+        init_zero(self.conv2)
+
+    def forward(
+        self, x: SparseTensor, embedding: Tensor, like: SparseTensor | None = None
+    ) -> SparseTensor:
+        """Features (N, O); embedding (B, embedding_channels); `like` has the voxels to go up to."""
+        if self.resample == "down":
+            x = downsample(x, self.factor)
+        elif self.resample == "up":
+            assert like is not None
+            x = upsample(x, like, self.factor)
+        scale_shift = x.at.segments.spread(self.emb_layers(embedding).to(x.feats.dtype))
+        scale, shift = scale_shift.chunk(2, dim=-1)
+        h: SparseTensor = self.conv1(x.replace(F.silu(self.norm1(x.feats))))
+        h = h.replace(F.silu(self.norm2(h.feats) * (1 + scale) + shift))
+        out: Tensor = self.conv2(h).feats + self.skip_connection(x.feats)
+        return h.replace(out)
+
+
+class SparseSubdivideBlock3d(nn.Module):
+    """Twice the resolution: every voxel into 8, two convolutions and a 1x1x1 skip."""
+
+    def __init__(self, channels: int, out_channels: int, num_groups: int = 32) -> None:
+        super().__init__()
+        self.act_layers = nn.Sequential(SparseGroupNorm32(num_groups, channels), SparseSiLU())
+        self.out_layers = nn.Sequential(
+            SparseConv3d(channels, out_channels),
+            SparseGroupNorm32(num_groups, out_channels),
+            SparseSiLU(),
+            SparseConv3d(out_channels, out_channels),
+        )
+        self.skip_connection: nn.Module = (
+            nn.Identity()
+            if channels == out_channels
+            else SparseConv3d(channels, out_channels, kernel_size=1)
+        )
+        init_zero(self.out_layers[3])
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Features (8N, out_channels) at the children."""
+        h: SparseTensor = self.out_layers(subdivide(self.act_layers(x)))
+        # The skip is per voxel: computing it before the subdivision costs an eighth.
+        skip = subdivide(self.skip_connection(x))
+        return h.replace(h.feats + skip.feats)
+
+
+__all__ = [
+    "SparseConv3d",
+    "SparseGroupNorm32",
+    "SparseResBlock3d",
+    "SparseSiLU",
+    "SparseSubdivideBlock3d",
+    "downsample",
+    "select_rows",
+    "subdivide",
+    "upsample",
+]
