@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
+from modalign_plugins.pictures import centre_square, normalised
 from modalign_plugins.weights import sources
 from torch import Tensor
 from torch.nn.functional import layer_norm
@@ -115,7 +115,8 @@ class Dinov2Encoder:
 
     def prepare(self, images: Sequence[Image]) -> Tensor:
         """Pixels (B, 3, H, W): shorter side resized (bicubic, PIL), centre cropped, normalised."""
-        return torch.stack([self._pixels(image) for image in images])
+        squares = [centre_square(image, self.image_size) for image in images]
+        return torch.stack([torch.from_numpy(normalised(square, MEAN, STD)) for square in squares])
 
     def encode(self, batch: Tensor) -> TokenStream:
         """The stream of prepared pixels (B, 3, H, W), on the encoder's device and in its dtype."""
@@ -154,22 +155,6 @@ class Dinov2Encoder:
         tensors = sources.file_tensors(self.model)
         written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
         save_file(written, path, metadata={"format": "pt"})
-
-    def _pixels(self, image: Image) -> Tensor:
-        from PIL import Image as images
-
-        image = image.convert("RGB")
-        width, height = image.size
-        short = min(width, height)
-        side = self.image_size
-        size = (int(side * width / short), int(side * height / short))
-        if size != image.size:
-            image = image.resize(size, images.Resampling.BICUBIC)
-        left, top = (round((length - side) / 2) for length in size)
-        image = image.crop((left, top, left + side, top + side))
-        values = np.asarray(image, dtype=np.float32) / 255  # (H, W, 3)
-        values = (values - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-        return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
 def _as_timm(model: Any, sizes: Mapping[str, Any]) -> Any:

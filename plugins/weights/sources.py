@@ -109,6 +109,23 @@ def read_tensors(path: Path, owner: str) -> dict[str, Tensor]:
     return tensors
 
 
+def read_tokenizer(folder: Path, owner: str) -> Any:
+    """The fast tokenizer of a model folder.
+
+    Raises:
+        WeightsError: tokenizer.json is missing or damaged.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise WeightsError(f"{owner!r} needs tokenizer.json, which {folder} lacks")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise WeightsError(f"{path} is damaged ({error}); download it again") from error
+
+
 def load_frozen(
     model_class: Any,
     config: Any,
