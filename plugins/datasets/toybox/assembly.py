@@ -98,7 +98,8 @@ class Assembly:
         inside = self.occupancy(resolution)
         near = self._within(_axis(resolution), 0.5 / resolution) & ~inside
         corners = np.linspace(-0.5, 0.5, resolution + 1, dtype=np.float32)
-        signs = self._within(corners, 0.0)
+        # Faces often lie in the cube's own; a hair of depth gives them to the cells inside.
+        signs = self._within(corners, -1e-4)
         some, every = signs, signs
         for axis in range(3):
             first = [slice(None)] * 3
@@ -114,21 +115,29 @@ class Assembly:
         """Points (N, 3), unit normals (N, 3) and part indices (N,), uniform over the surface.
 
         Random lines cross every surface in proportion to its area (Crofton), so the points
-        where they enter a solid, less those buried in another, need no weights.
+        where they enter a solid, less those buried in another, need no weights. Each solid has
+        its own beam of lines, all of one density: as many as its ball's cross-section asks.
         """
-        found: list[tuple[Array, Array, NDArray[np.int16]]] = []
+        low, high = self.hull.bounds()
+        centers = (low + high) / 2
+        radii = np.linalg.norm(high - low, axis=1) / 2
+        batches: list[tuple[Array, Array, NDArray[np.int16]]] = []
         missing = count
         while missing > 0:
-            origins, directions = _lines(4 * missing + 512, rng)
-            for solid, part in zip(self.solids, self.solid_parts, strict=True):
+            numbers = rng.poisson((2 * missing + 64) * (radii / radii.max()) ** 2)
+            found: list[tuple[Array, Array, NDArray[np.int16]]] = []
+            for k, solid in enumerate(self.solids):
+                origins, directions = _beam(centers[k], radii[k], numbers[k], rng)
                 crossings = solid.entries(origins, directions)
                 entry, line = np.nonzero(np.isfinite(crossings))
                 points = origins[line] + crossings[entry, line, None] * directions[line]
-                exposed = self.sdf(points) > -1e-4
-                points = points[exposed]
-                found.append((points, solid.normals(points), np.full(len(points), part, np.int16)))
-            missing = count - sum(len(points) for points, _, _ in found)
-        points, normals, parts = (np.concatenate(column) for column in zip(*found, strict=True))
+                part = np.full(len(points), self.solid_parts[k])
+                found.append((points, solid.normals(points), part))
+            points, normals, parts = (np.concatenate(c) for c in zip(*found, strict=True))
+            exposed = self.sdf(points) > -1e-4
+            batches.append((points[exposed], normals[exposed], parts[exposed]))
+            missing -= int(exposed.sum())
+        points, normals, parts = (np.concatenate(c) for c in zip(*batches, strict=True))
         order = rng.permutation(len(points))[:count]
         return points[order], normals[order], parts[order]
 
@@ -159,15 +168,16 @@ def _axis(resolution: int) -> Array:
     return ((np.arange(resolution) + 0.5) / resolution - 0.5).astype(np.float32)
 
 
-def _lines(count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Origins and unit directions (N, 3) of isotropic lines through the object's ball."""
+def _beam(
+    center: Array, radius: float, count: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Origins and unit directions (N, 3) of isotropic lines, uniform through a ball."""
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     across = np.cross(directions, np.eye(3)[np.abs(directions).argmin(axis=1)])
     across /= np.linalg.norm(across, axis=1, keepdims=True)
     up = np.cross(directions, across)
-    reach = np.sqrt(3) / 2  # the ball around the unit cube
-    radius = reach * np.sqrt(rng.random((count, 1)))
+    distance = radius * np.sqrt(rng.random((count, 1)))
     angle = 2 * np.pi * rng.random((count, 1))
-    origins = radius * (np.cos(angle) * across + np.sin(angle) * up) - 2 * reach * directions
-    return origins.astype(np.float32), directions.astype(np.float32)
+    offset = distance * (np.cos(angle) * across + np.sin(angle) * up) - 2 * radius * directions
+    return (center + offset).astype(np.float32), directions.astype(np.float32)

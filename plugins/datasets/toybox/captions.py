@@ -235,11 +235,4 @@ def _surroundings(scenery: Scenery, rng: np.random.Generator) -> list[str]:
                 ),
             )
         )
-    if scenery.clutter:
-        sentences.append(
-            pick(
-                rng,
-                ("some simple shapes may lie in the back.", "the back of the room is not tidy."),
-            )
-        )
     return sentences

@@ -13,7 +13,7 @@ def ask(toy: ToyObject, rng: np.random.Generator) -> list[tuple[str, str]]:
         (
             pick(
                 rng,
-                (f"what colour is the {toy.family}?", f"which colour has the {toy.family}?"),
+                (f"what colour is the {toy.family}?", f"which colour is the {toy.family}?"),
             ),
             toy.color,
         ),

@@ -1,5 +1,6 @@
 """Grounds, backdrops, lights and clutter for the scene domain."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,11 +153,14 @@ def paint(toy: ToyObject, scenery: Scenery, camera: Camera, size: int) -> tuple[
     solids += scenery.clutter
     albedo.extend(rgb(color)[None] for color in scenery.clutter_colors)
     hits = cast(solids, hull(solids), camera, size)
+    groups = [toy.solids, *((solid,) for solid in scenery.clutter)]
+    if scenery.companion is not None:
+        groups.append(scenery.companion.solids)
     seen = hits.solid >= 0
     image = np.empty((size, size, 3), np.float32)
     empty = ~seen
     rays = hits.rays[empty]
-    image[empty], background = _backdrop(solids, scenery, camera, rays, _ground(toy))
+    image[empty], background = _backdrop(groups, scenery, camera, rays, _ground(toy))
     depth = hits.depth.copy()
     depth[empty] = background
     colors = np.concatenate(albedo)[hits.solid[seen]]
@@ -169,7 +173,11 @@ _WALL = 3.0
 
 
 def _backdrop(
-    solids: list[Solid], scenery: Scenery, camera: Camera, rays: Array, ground: float
+    groups: Sequence[Sequence[Solid]],
+    scenery: Scenery,
+    camera: Camera,
+    rays: Array,
+    ground: float,
 ) -> tuple[Array, Array]:
     """RGB (N, 3) and depth (N,) of the floor and the wall behind it along rays (N, 3)."""
     a = np.radians(camera.yaw)
@@ -182,7 +190,7 @@ def _backdrop(
     lit = np.array(scenery.light.ambient) + 0.6 * np.array(scenery.light.direct)
     result = np.empty_like(rays)
     floor = points[on_floor]
-    shadow = _shadow(solids, floor[:, :2], ground)
+    shadow = _shadow(groups, floor[:, :2], ground)
     tone = _pattern(floor[:, 0], floor[:, 1], scenery.floor_pattern, scenery) * shadow
     result[on_floor] = tone[:, None] * _muted(scenery.floor) * lit
     wall = points[~on_floor]
@@ -210,15 +218,16 @@ def _pattern(x: Array, y: Array, pattern: str, scenery: Scenery) -> Array:
     return np.where(first % 2 == 0, 1, 0.72).astype(np.float32)
 
 
-def _shadow(solids: list[Solid], points: Array, ground: float) -> Array:
-    """Soft darkening (N,) of floor points (N, 2) under the solids that stand or hang low."""
-    low, high = hull(solids).bounds()
+def _shadow(groups: Sequence[Sequence[Solid]], points: Array, ground: float) -> Array:
+    """Soft darkening (N,) of floor points (N, 2) under whatever of each group is low."""
     result = np.zeros(len(points), np.float32)
-    for bottom, top in zip(low, high, strict=True):
-        gap = bottom[2] - ground
-        if gap > 0.5:
-            continue
-        center, half = (bottom[:2] + top[:2]) / 2, (top[:2] - bottom[:2]) / 2 + 0.1
-        squared = np.square((points - center) / half).sum(axis=1)
-        result = np.maximum(result, (0.5 - gap) * np.exp(-0.7 * squared))
+    for solids in groups:
+        low, high = hull(solids).bounds()
+        near = low[:, 2] < ground + 0.4
+        bottom, top = low[near, :2].min(axis=0), high[near, :2].max(axis=0)
+        away = np.square((points - (bottom + top) / 2) / ((top - bottom) / 2 + 0.08))
+        # Compare before the exponential: it is dear and nearly all points are far from everything.
+        squared = away[:, 0] + away[:, 1]
+        close = squared < 6
+        result[close] = np.maximum(result[close], 0.5 * np.exp(-0.8 * squared[close]))
     return 1 - result
