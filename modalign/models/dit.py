@@ -164,12 +164,17 @@ class TokenStreamDiT(nn.Module):
         self.output_dims = tuple(dict.fromkeys(group.dim for group in stream.groups))
         self.outputs = nn.ModuleList(nn.Linear(dim, width) for width in self.output_dims)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.output_modulation.weight.dtype
+
     def prepare_condition(self, condition: Tensor, mask: Tensor | None = None) -> Condition:
         """What `forward` computes from the condition (B, S, C) alone, to compute it only once.
 
         `mask` (B, S) is true, or 1, at real positions; every row needs at least one.
         """
-        prepared: Condition = self.condition_encoder(condition, mask)
+        prepared: Condition = self.condition_encoder(condition.to(self.dtype), mask)
         return prepared
 
     def forward(
@@ -182,13 +187,17 @@ class TokenStreamDiT(nn.Module):
         """The prediction, a stream like `x_t`, at times `t` (B,), 0 noise and 1 data.
 
         Times may be float64, where a fraction of a step matters. `condition` is (B, S, C), or the
-        result of `prepare_condition`.
+        result of `prepare_condition`. Tokens and condition are read in the network's dtype.
         """
         if not isinstance(condition, Condition):
             condition = self.prepare_condition(condition, condition_mask)
         names, sizes = self.stream.names, [group.num_tokens for group in self.stream.groups]
         x = torch.cat(
-            [project(x_t[name]) for name, project in zip(names, self.inputs, strict=True)], dim=1
+            [
+                project(x_t[name].to(self.dtype))
+                for name, project in zip(names, self.inputs, strict=True)
+            ],
+            dim=1,
         )  # (B, N, D)
         features = time_features(CLOCK * (1 - t))
         signal = F.silu(self.time(features.to(x.dtype)) + condition.pooled)
@@ -216,8 +225,12 @@ class TokenStreamDiT(nn.Module):
 
 
 def time_features(clock: Tensor) -> Tensor:
-    """Cosines then sines (B, 256) of the clock (B,) at geometric frequencies, float32."""
+    """Cosines then sines (B, 256) of the clock (B,) at geometric frequencies, float32.
+
+    The exponent is rounded to float32 as in the released network, then raised exactly: at 1000 a
+    last-place error of a frequency already shows, and float32 `exp` differs between processors.
+    """
     steps = torch.arange(NUM_TIME_FREQUENCIES, dtype=torch.float32, device=clock.device)
-    frequencies = torch.exp(-math.log(10000.0) * steps / NUM_TIME_FREQUENCIES)
-    angles = clock.float()[:, None] * frequencies
+    exponents = -math.log(10000.0) * steps / NUM_TIME_FREQUENCIES
+    angles = clock.float()[:, None] * exponents.double().exp().float()
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

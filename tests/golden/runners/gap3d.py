@@ -11,10 +11,22 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modalign import DiTConfig, TokenGroup, TokenStream, TokenStreamSpec
+from modalign import (
+    DiTConfig,
+    FlowConfig,
+    SamplerConfig,
+    TokenGroup,
+    TokenStream,
+    TokenStreamSpec,
+)
 from modalign.checkpoint import from_released
 from modalign.models.dit import TokenStreamDiT, time_features
 from modalign.models.rotary import Extrapolation, rotary_table
+from modalign.objectives.flow_matching import FlowMatching
+from modalign.sampling import sample
+from modalign.sampling.guidance import guided_velocity
+from modalign.sampling.schedule import noise_levels, training_times
+from modalign.sampling.solvers import euler
 from tests.golden.case import Case
 
 Outputs = dict[str, Tensor]
@@ -72,6 +84,16 @@ def from_stream(spec: TokenStreamSpec, stream: TokenStream) -> Outputs:
         else:
             released[SHORT[group.name]] = tokens[:, 0] if group.name == "cls" else tokens
     return released
+
+
+def released_head(
+    case: Case, config: Mapping[str, Any], patches: Tensor
+) -> tuple[TokenStreamDiT, TokenStreamSpec]:
+    """The network of `config` with the entry's weights."""
+    spec = gap3d_stream(config, tuple(patches.shape[2:]))
+    head = TokenStreamDiT(spec, dit_config(config), condition_width(config))
+    head.load_state_dict(from_released(case.state_dict, head))
+    return head, spec
 
 
 def named(inputs: Mapping[str, Tensor], prefix: str) -> Outputs:
@@ -213,7 +235,112 @@ def run_grid(case: Case) -> Outputs:
     return outputs
 
 
+def run_flow_loss(case: Case) -> Outputs:
+    inputs, config = case.inputs, case.config["dit_config"]
+    head, spec = released_head(case, config, inputs["x1_patch"])
+    long = {short: name for name, short in SHORT.items()}
+    weights = {
+        long[short]: weight
+        for short, weight in case.config["weights"].items()
+        if long[short] in spec.names
+    }
+    objective = FlowMatching(spec, FlowConfig(grid=1000), weights=weights)
+    t = training_times(inputs["u"], objective.flow)
+    calls: list[tuple[TokenStream, Tensor, Tensor, TokenStream]] = []
+
+    def recording(x_t: TokenStream, t: Tensor, condition: Tensor) -> TokenStream:
+        out = head(x_t, t, condition)
+        calls.append((x_t, t, condition, out))
+        return out
+
+    losses = objective.losses(
+        recording,
+        inputs["context"],
+        to_stream(spec, named(inputs, "x1_")),
+        noise=to_stream(spec, named(inputs, "noise_")),
+        t=t,
+    )
+    [(x_t, told, condition, out)] = calls
+    x = from_stream(spec, x_t)
+    outputs = {"loss": losses["loss"]}
+    outputs |= {f"loss_{SHORT[name]}": losses[f"loss_{name}"] for name in spec.names}
+    outputs |= {f"dit_out.v_{name}": -v for name, v in from_stream(spec, out).items()}
+    released = {"patch": "x", "cls": "noisy_sum", "reg": "noisy_regs"}
+    outputs |= {f"dit_in.{released[name]}": tensor for name, tensor in x.items()}
+    return outputs | {"dit_in.timestep": 1000 * (1 - told), "dit_in.z_latents": condition}
+
+
+def starting_noise(case: Case, name: str, batch: int) -> Outputs:
+    """The noise that inputs give for a sampling case, or else what its seed draws."""
+    prefixes = {key.rpartition("noise_")[0] for key in case.inputs if "noise_" in key}
+    fitting = sorted((p for p in prefixes if name.startswith(p.rstrip("."))), key=len)
+    for prefix in reversed(fitting):
+        noise = named(case.inputs, f"{prefix}noise_")
+        if all(len(tensor) == batch for tensor in noise.values()):
+            return noise
+    generator = torch.Generator().manual_seed(case.config["case_params"][name]["generator_seed"])
+    shapes = {short: tuple(v.shape[1:]) for short, v in named(case.inputs, "noise_").items()}
+    return {
+        short: torch.randn((batch, *shapes[short]), generator=generator)
+        for short in case.config["noise_draw_order"]
+        if short in shapes
+    }
+
+
+def trajectory(
+    head: TokenStreamDiT, condition: Tensor, noise: TokenStream, sampler: SamplerConfig
+) -> tuple[list[TokenStream], list[TokenStream]]:
+    """Every state of an Euler run, noise first, and every guided velocity."""
+    velocity = guided_velocity(head, condition, FlowConfig(), sampler)
+    states, velocities = [], []
+
+    def recording(x: TokenStream, level: float) -> TokenStream:
+        states.append(x)
+        velocities.append(velocity(x, level))
+        return velocities[-1]
+
+    last = euler(recording, noise, noise_levels(sampler.steps))
+    return [*states, last], velocities
+
+
+@torch.no_grad()
+def run_sampling(case: Case) -> Outputs:
+    inputs, config = case.inputs, case.config["config"]
+    head, spec = released_head(case, config, inputs["noise_patch"])
+    outputs: Outputs = {}
+    handoff: Tensor | None = None
+    for name, params in case.config["case_params"].items():
+        condition = inputs["context"].repeat_interleave(params["num_images_per_prompt"], dim=0)
+        noise = to_stream(spec, starting_noise(case, name, len(condition)))
+        sampler = SamplerConfig(
+            steps=params["steps"],
+            guidance=1.0 if params["guidance"] is None else params["guidance"],
+            integer_time=True,
+        )
+        final = sample(head, spec, condition, flow=FlowConfig(), sampler=sampler, noise=noise)
+        outputs |= {f"{name}.final_{part}": v for part, v in from_stream(spec, final).items()}
+        if handoff is None:
+            handoff = spec.pack(final)
+
+        told: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _m, args, told=told: told.append(args[1][0]))
+        states, velocities = trajectory(head, condition, noise, sampler)
+        hook.remove()
+        outputs[f"{name}.dit_timestep"] = (1000 * (1 - torch.stack(told))).float()
+        for part in from_stream(spec, noise):
+            outputs[f"{name}.traj_{part}"] = torch.stack(
+                [from_stream(spec, x)[part] for x in states[1:]]
+            )
+            outputs[f"{name}.v_guided_{part}"] = torch.stack(
+                [-from_stream(spec, v)[part] for v in velocities]
+            )
+    assert handoff is not None
+    return outputs | {"handoff_tokens": handoff}
+
+
 RUNNERS = {
+    "gap3d.flow_loss": run_flow_loss,
+    "gap3d.sampling": run_sampling,
     "gap3d.dit": run_dit,
     "gap3d.blip3o_dit": run_grid,
     "lumina.diffusers": run_grid,

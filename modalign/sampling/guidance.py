@@ -1,0 +1,69 @@
+"""Classifier-free guidance: the velocity of a head under a condition and without one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from modalign.recipe import FlowConfig, SamplerConfig
+from modalign.sampling.schedule import network_time
+from modalign.sampling.solvers import Velocity
+from modalign.specs import Head
+from modalign.tokens import TokenStream
+
+
+@runtime_checkable
+class PreparesCondition(Protocol):
+    """A head that computes once what depends on the condition alone.
+
+    `head(x_t, t, prepared)` then equals `head(x_t, t, condition)`, and slices select samples.
+    """
+
+    def prepare_condition(self, condition: Tensor) -> Any:
+        """What `head` takes in place of `condition`."""
+        ...
+
+
+def guided_velocity(
+    head: Head, condition: Tensor, flow: FlowConfig, sampler: SamplerConfig
+) -> Velocity:
+    """The velocity v_null + g (v_cond - v_null) of `head`, as a function of stream and level.
+
+    The null condition is zeros. Both halves run as one batch [null; cond], and the null half is
+    left out where guidance is off: g = 1, or a level outside the interval. A head that predicts
+    data gives the velocity (x_1 - x_t) / (1 - t); levels on a sampling grid are never 0.
+    """
+    batch, on = len(condition), sampler.guidance != 1
+    low, high = sampler.guidance_interval
+    asked: Any = torch.cat((torch.zeros_like(condition), condition)) if on else condition
+    if isinstance(head, PreparesCondition):
+        asked = head.prepare_condition(asked)
+
+    def predict(x: TokenStream, level: float, condition: Any) -> TokenStream:
+        count = len(next(iter(x.values())))
+        time = network_time(level, sampler.integer_time)
+        t = torch.full((count,), time, dtype=torch.float64, device=_device(x))
+        out = head(x, t, condition)
+        if flow.prediction == "velocity":
+            return {name: tokens.to(x[name].dtype) for name, tokens in out.items()}
+        return {name: (tokens.to(x[name].dtype) - x[name]) / level for name, tokens in out.items()}
+
+    def velocity(x: TokenStream, level: float) -> TokenStream:
+        if not on:
+            return predict(x, level, asked)
+        if not low <= level <= high:
+            return predict(x, level, asked[batch:])
+        both = predict({name: torch.cat((v, v)) for name, v in x.items()}, level, asked)
+        guided = {}
+        for name, tokens in both.items():
+            null, cond = tokens[:batch], tokens[batch:]
+            guided[name] = null + sampler.guidance * (cond - null)
+        return guided
+
+    return velocity
+
+
+def _device(x: TokenStream) -> torch.device:
+    return next(iter(x.values())).device
