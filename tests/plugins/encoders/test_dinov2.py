@@ -12,6 +12,7 @@ from modalign_plugins.encoders.dinov2_names import to_timm, to_transformers
 from PIL import Image
 
 from modalign import WeightsError
+from modalign.testing import check_encoder
 
 SPECS = {spec.name: spec for spec in dinov2.modalign_encoders()}
 
@@ -117,6 +118,10 @@ def test_preparing_equals_torchvisions_transforms(encoder):
         torch.testing.assert_close(encoder.prepare([image])[0], expected, rtol=0, atol=1e-6)
 
 
+def test_the_contract_holds_for_random_weights():
+    check_encoder(SPECS["dinov2-mini-reg"])
+
+
 def test_full_size_builds_on_the_meta_device():
     encoder = SPECS["dinov2-vitl14-reg"].build(weights="random", device="meta")
     assert encoder.model.num_parameters() == 304_372_736
@@ -158,7 +163,9 @@ def test_listing_imports_no_model_library():
     import subprocess
 
     code = (
-        "import sys; from modalign_plugins.encoders import dinov2; dinov2.modalign_encoders();"
+        "import sys; from modalign_plugins.encoders import dinov2;"
+        "from modalign_plugins.vlms import qwen2_5_vl;"
+        "assert dinov2.modalign_encoders() and qwen2_5_vl.modalign_vlms();"
         "assert not {'transformers', 'timm', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,279 @@
+"""The test kit accepts well-behaved plugins and names the clause that a broken one breaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm
+
+from modalign import (
+    EncoderSpec,
+    GenerationError,
+    GeneratorSpec,
+    PromptError,
+    TokenGroup,
+    TokenStreamSpec,
+    VLMOutput,
+    VLMSpec,
+)
+from modalign.testing import ContractError, check_encoder, check_generator, check_vlm, pictures
+
+STREAM = TokenStreamSpec(
+    space="toy/layernorm", groups=(TokenGroup(name="patches", shape=(2, 2), dim=12),)
+)
+
+
+def fixed(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Encoder:
+    def __init__(self, weights="random"):
+        self.stream = STREAM
+        self.weight = fixed(48, 48)
+
+    def prepare(self, images):
+        small = [np.asarray(image.resize((4, 4)), dtype=np.float32) / 255 for image in images]
+        return torch.from_numpy(np.stack(small)).flatten(1)
+
+    @torch.no_grad()
+    def encode(self, batch):
+        return {"patches": layer_norm((batch @ self.weight).unflatten(1, (4, 12)), (12,))}
+
+
+class EncoderWithGradient(Encoder):
+    def __init__(self, weights="random"):
+        super().__init__()
+        self.weight = self.weight.requires_grad_()
+
+    def encode(self, batch):
+        return {"patches": layer_norm((batch @ self.weight).unflatten(1, (4, 12)), (12,))}
+
+
+class EncoderOfInferenceTensors(Encoder):
+    @torch.inference_mode()
+    def encode(self, batch):
+        return super().encode(batch.clone())
+
+
+class EncoderOfBatches(Encoder):
+    def encode(self, batch):
+        return super().encode(batch - batch.mean(0) + 1e-2 * batch)
+
+
+class EncoderOffItsSpace(Encoder):
+    def encode(self, batch):
+        return {"patches": 2 * super().encode(batch)["patches"]}
+
+
+class EncoderOfAnotherLayout(Encoder):
+    def encode(self, batch):
+        return {"patches": super().encode(batch)["patches"][:, :3]}
+
+
+class EncoderThatDraws(Encoder):
+    def encode(self, batch):
+        torch.rand(1)
+        return super().encode(batch)
+
+
+class EncoderBlindToImages(Encoder):
+    def encode(self, batch):
+        return super().encode(torch.ones_like(batch) * torch.arange(48))
+
+
+class VLM(nn.Module):
+    """One causal attention layer over the prompt's bytes and the soft tokens."""
+
+    hidden_dim = 8
+
+    def __init__(self, weights="random"):
+        super().__init__()
+        self.table = nn.Parameter(fixed(256, 8), requires_grad=False)
+        self.mix = nn.Parameter(fixed(8, 8, seed=1), requires_grad=False)
+
+    def prepare(self, prompts, answers=None):
+        if any(not prompt.text.strip() for prompt in prompts):
+            raise PromptError("empty")
+        rows = [list(prompt.text.encode()) + [7] * len(prompt.images) for prompt in prompts]
+        width = max(map(len, rows))
+        return {
+            "ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
+            "mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+        }
+
+    def seen(self, mask, num_soft):
+        causal = torch.ones(num_soft, num_soft).tril()
+        return torch.cat(
+            [mask[:, None].expand(-1, num_soft, -1), causal.expand(len(mask), -1, -1)], dim=2
+        )
+
+    def read(self, batch, soft):
+        soft = soft.expand(len(batch["ids"]), -1, -1)
+        keys = torch.cat([self.table[batch["ids"]], soft], dim=1)
+        scores = soft @ self.mix @ keys.transpose(1, 2) / 8
+        seen = self.seen(batch["mask"], soft.shape[1])
+        return VLMOutput(scores.masked_fill(seen == 0, -1e9).softmax(-1) @ keys + soft)
+
+
+class VLMThatSeesPadding(VLM):
+    def seen(self, mask, num_soft):
+        return super().seen(torch.ones_like(mask), num_soft)
+
+
+class VLMThatLooksAhead(VLM):
+    def seen(self, mask, num_soft):
+        ones = torch.ones(len(mask), num_soft, num_soft)
+        return torch.cat([super().seen(mask, num_soft)[:, :, :-num_soft], ones], dim=2)
+
+
+class VLMThatLearns(VLM):
+    def __init__(self, weights="random"):
+        super().__init__()
+        self.mix.requires_grad_()
+
+
+class VLMWithoutGradient(VLM):
+    def read(self, batch, soft):
+        return VLMOutput(super().read(batch, soft.detach()).hidden)
+
+
+class VLMDeafToPrompts(VLM):
+    def seen(self, mask, num_soft):
+        return super().seen(torch.zeros_like(mask), num_soft)
+
+
+class VLMThatReadsNothing(VLM):
+    def prepare(self, prompts, answers=None):
+        return super().prepare([type(p)(p.text.strip() or "?", p.images) for p in prompts])
+
+
+@dataclass
+class Points:
+    places: np.ndarray
+
+    def save(self, path):
+        """Write."""
+
+    def preview(self, path):
+        """Draw."""
+
+
+class Generator:
+    def __init__(self, weights="random"):
+        self.accepts = STREAM
+
+    def generate(self, stream, *, seed, progress=None, **options):
+        draws = [torch.Generator().manual_seed(seed + k) for k in range(len(stream["patches"]))]
+        return [Points(torch.randn(3, generator=draw).numpy()) for draw in draws]
+
+
+class GeneratorWithoutSeed(Generator):
+    def generate(self, stream, *, seed, progress=None, **options):
+        return super().generate(stream, seed=3)
+
+
+class GeneratorOfTheGlobalSeed(Generator):
+    def generate(self, stream, *, seed, progress=None, **options):
+        torch.manual_seed(seed)
+        return [Points(torch.randn(3).numpy()) for _ in stream["patches"]]
+
+
+class GeneratorOfOne(Generator):
+    def generate(self, stream, *, seed, progress=None, **options):
+        return super().generate(stream, seed=seed)[:1]
+
+
+class GeneratorThatRefuses(Generator):
+    def generate(self, stream, *, seed, progress=None, **options):
+        raise GenerationError("decoder: no surface")
+
+
+def encoder_spec(build):
+    return EncoderSpec(name="toy", build=build, stream=STREAM)
+
+
+def vlm_spec(build):
+    return VLMSpec(name="toy", build=build, hidden_dim=8, max_positions=99)
+
+
+def generator_spec(build):
+    return GeneratorSpec(name="toy", build=build, accepts=STREAM)
+
+
+def test_a_well_behaved_encoder_passes():
+    check_encoder(encoder_spec(Encoder))
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (EncoderWithGradient, "with a gradient"),
+        (EncoderOfInferenceTensors, "inference tensors"),
+        (EncoderOfBatches, "depends on its batch"),
+        (EncoderOffItsSpace, "off the space"),
+        (EncoderOfAnotherLayout, "declared stream"),
+        (EncoderThatDraws, "global generator"),
+        (EncoderBlindToImages, "same tokens"),
+    ],
+)
+def test_a_broken_encoder_is_told_which_clause_it_breaks(broken, clause):
+    with pytest.raises(ContractError, match=clause):
+        check_encoder(encoder_spec(broken))
+
+
+def test_a_well_behaved_vlm_passes():
+    check_vlm(vlm_spec(VLM))
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (VLMThatSeesPadding, "padding leaks"),
+        (VLMThatLooksAhead, "not causal"),
+        (VLMThatLearns, "freeze the model"),
+        (VLMWithoutGradient, "detached"),
+        (VLMDeafToPrompts, "read alike"),
+        (VLMThatReadsNothing, "empty prompt"),
+    ],
+)
+def test_a_broken_vlm_is_told_which_clause_it_breaks(broken, clause):
+    with pytest.raises(ContractError, match=clause):
+        check_vlm(vlm_spec(broken))
+
+
+def test_a_vlm_that_is_meant_to_learn_passes_when_told_so():
+    check_vlm(vlm_spec(VLMThatLearns), frozen=False)
+
+
+def test_a_well_behaved_generator_passes():
+    check_generator(generator_spec(Generator))
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (GeneratorWithoutSeed, "seed has no effect"),
+        (GeneratorOfTheGlobalSeed, "global generator"),
+        (GeneratorOfOne, "gave 1 assets"),
+    ],
+)
+def test_a_broken_generator_is_told_which_clause_it_breaks(broken, clause):
+    with pytest.raises(ContractError, match=clause):
+        check_generator(generator_spec(broken))
+
+
+def test_a_generator_may_refuse_random_weights_only():
+    check_generator(generator_spec(GeneratorThatRefuses))
+    with pytest.raises(GenerationError):
+        check_generator(generator_spec(GeneratorThatRefuses), weights="pretrained")
+
+
+def test_pictures_differ_and_repeat():
+    first, second = pictures(), pictures()
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in second]
+    assert len({image.tobytes() for image in first}) == 3
