@@ -91,23 +91,19 @@ class Qwen25VL:
         Prompts run once, without autograd, and leave keys and values; only the soft positions
         are differentiated. Exact: nothing before a soft token depends on it.
         """
-        batch, mask = self._moved(batch)
         self._check(soft_tokens)
         num_soft = soft_tokens.shape[1]
-        with torch.no_grad():
-            places = self.places(batch)  # (3, B, P)
-            # No mask: padding is on the right, so causality hides it from every real token.
-            # The cache is a fresh one each time: soft positions leave their graph in it.
-            prefix = self._text(
-                inputs_embeds=self.embed(batch), position_ids=places, use_cache=True
-            )
+        # Counted where `prepare` left the ids, on the CPU: a device need not be waited for.
+        shared = num_shared(batch["input_ids"], self.prompts.ids.image_pad)
+        batch, mask = self._moved(batch)
+        places = self.places(batch)  # (3, B, P)
         soft = soft_tokens.to(self.model.dtype).expand(len(mask), -1, -1)
         seen = torch.cat([mask, mask.new_ones(len(mask), num_soft)], dim=1)
         output = self._text(
             inputs_embeds=soft,
             position_ids=self._soft_places(places, mask, num_soft),
             attention_mask=seen,
-            past_key_values=prefix.past_key_values,
+            past_key_values=self._prompt_cache(batch, places, shared),
         )
         return VLMOutput(output.last_hidden_state)
 
@@ -222,6 +218,37 @@ class Qwen25VL:
     def _text(self) -> Any:
         return self.model.model.language_model
 
+    @torch.no_grad()
+    def _prompt_cache(self, batch: Mapping[str, Tensor], places: Tensor, shared: int) -> Any:
+        """Keys and values of the prompts, a fresh cache: soft positions leave their graph in it.
+
+        There is no mask: padding is on the right, so causality hides it from every real token.
+        The `shared` first columns, which all rows have in common, run for one row only.
+        """
+        from transformers import DynamicCache
+
+        embedded = self.embed(batch)  # (B, P, C)
+        rows, length, _ = embedded.shape
+        layers = []
+        if shared:
+            first = self._text(
+                inputs_embeds=embedded[:1, :shared],
+                position_ids=places[:, :1, :shared],
+                use_cache=True,
+            )
+            layers = [
+                (layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1))
+                for layer in first.past_key_values.layers
+            ]
+        cache = DynamicCache(layers, config=self.model.config)
+        if shared < length:
+            self._text(
+                inputs_embeds=embedded[:, shared:],
+                position_ids=places[:, :, shared:],
+                past_key_values=cache,
+            )
+        return cache
+
     def _moved(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
         return moved, moved["attention_mask"]
@@ -242,6 +269,17 @@ class Qwen25VL:
 def soft_index(mask: Tensor, num_soft: int) -> Tensor:
     """Where soft tokens lie (B, S) in rows whose prompts `mask` (B, P) marks: right after them."""
     return mask.sum(1, keepdim=True) + torch.arange(num_soft, device=mask.device)
+
+
+def num_shared(ids: Tensor, image_pad: int) -> int:
+    """How many leading columns of `ids` (B, P) all rows have in common, up to the first picture.
+
+    Prompts share their template at least; samples of one prompt share everything.
+    """
+    if len(ids) == 1:
+        return ids.shape[1]
+    same = (ids == ids[:1]).all(0) & (ids[0] != image_pad)
+    return int(same.int().cumprod(0).sum())
 
 
 def _build(

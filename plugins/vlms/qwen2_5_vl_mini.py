@@ -83,7 +83,8 @@ def fresh(
 
     `adapter.model` is transformers' class with all parameters trainable; train it on
     `adapter.prompts.chat(questions, images, answers)` with `position_ids=adapter.places(batch)`,
-    then `save` it. Its initial weights come from the global generator.
+    then `save` it and build it anew: [IMG]'s embedding is computed once per adapter. Initial
+    weights come from the global generator.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 

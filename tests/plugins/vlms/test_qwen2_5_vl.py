@@ -73,6 +73,21 @@ def test_the_cached_read_equals_the_plain_path_in_value_and_gradient(adapter, so
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=1e-4)
 
 
+def test_what_all_prompts_begin_with_is_counted_up_to_the_first_picture():
+    ids = torch.tensor([[5, 6, 9, 9, 7], [5, 6, 9, 9, 7]])
+    assert qwen2_5_vl.num_shared(ids, image_pad=9) == 2
+    assert qwen2_5_vl.num_shared(ids, image_pad=8) == 5
+    assert qwen2_5_vl.num_shared(ids[:1], image_pad=9) == 5
+    assert qwen2_5_vl.num_shared(torch.tensor([[1, 2], [3, 2]]), image_pad=9) == 0
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1] * 3, PROMPTS[2:3], PROMPTS[2:]])
+def test_sharing_the_beginning_of_prompts_changes_nothing(adapter, soft, prompts):
+    batch = adapter.prepare(prompts)
+    plain = adapter.read_plain(batch, soft).hidden
+    torch.testing.assert_close(adapter.read(batch, soft).hidden, plain, atol=1e-5, rtol=1e-5)
+
+
 def test_reading_twice_and_going_backward_twice_works(adapter, soft):
     """The cache must not keep the graph of an earlier step."""
     batch = adapter.prepare(PROMPTS[:2])
