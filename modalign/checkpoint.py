@@ -1,158 +1,209 @@
-"""Trained tensors on disk, and the converter of checkpoints in the released layout."""
+"""Trained tensors on disk: our checkpoints, and those that GAP3D's training leaves.
+
+A checkpoint is one safetensors file: exactly the tensors of `Pipeline.trainable()`, with the
+recipe, the stream's layout, a checksum per tensor and whatever the trainer adds in its header.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from modalign.errors import WeightsError
+from modalign.errors import OutputError, WeightsError
 from modalign.models.dit import TokenStreamDiT
+from modalign.models.released import from_released, listing, to_released
+from modalign.recipe import Recipe
+from modalign.tokens import TokenStreamSpec
 
-# Ours on the left; within one block, without ".weight" and ".bias".
-_BLOCK_NAMES = {
-    "blocks.{}.modulation": "layers.{}.norm1.linear",
-    "blocks.{}.attention_norm": "layers.{}.norm1.norm",
-    "blocks.{}.self_attention.to_q": "layers.{}.attn1.to_q",
-    "blocks.{}.self_attention.to_k": "layers.{}.attn1.to_k",
-    "blocks.{}.self_attention.to_v": "layers.{}.attn1.to_v",
-    "blocks.{}.self_attention.norm_q": "layers.{}.attn1.norm_q",
-    "blocks.{}.self_attention.norm_k": "layers.{}.attn1.norm_k",
-    "blocks.{}.cross_attention.to_q": "layers.{}.attn2.to_q",
-    "blocks.{}.cross_attention.norm_q": "layers.{}.attn2.norm_q",
-    "condition_encoder.context.{}.to_k": "layers.{}.attn2.to_k",
-    "condition_encoder.context.{}.to_v": "layers.{}.attn2.to_v",
-    "condition_encoder.context.{}.norm_k": "layers.{}.attn2.norm_k",
-    "condition_encoder.context.{}.norm": "layers.{}.norm1_context",
-    "blocks.{}.cross_gate": "layers.{}.gate",
-    "blocks.{}.attention_out": "layers.{}.attn2.to_out.0",
-    "blocks.{}.attention_out_norm": "layers.{}.norm2",
-    "blocks.{}.feed_forward_norm": "layers.{}.ffn_norm1",
-    "blocks.{}.feed_forward.gate": "layers.{}.feed_forward.linear_1",
-    "blocks.{}.feed_forward.down": "layers.{}.feed_forward.linear_2",
-    "blocks.{}.feed_forward.up": "layers.{}.feed_forward.linear_3",
-    "blocks.{}.feed_forward_out_norm": "layers.{}.ffn_norm2",
-}
-_OTHER_NAMES = {
-    "time.0": "time_caption_embed.timestep_embedder.linear_1",
-    "time.2": "time_caption_embed.timestep_embedder.linear_2",
-    "condition_encoder.pool.0": "time_caption_embed.caption_embedder.0",
-    "condition_encoder.pool.1": "time_caption_embed.caption_embedder.1",
-    "condition_encoder.projection.0": "caption_projection.linear_1",
-    "condition_encoder.projection.2": "caption_projection.linear_2",
-    "output_modulation": "norm_out.linear_1",
-    "outputs.0": "norm_out.linear_2",
-}
-_UNUSED = ("pad_token",)  # of Lumina's release: stored, never read
+__all__ = [
+    "Checkpoint",
+    "from_released",
+    "load_checkpoint",
+    "load_released",
+    "load_trained",
+    "match_tensors",
+    "save_checkpoint",
+    "to_released",
+]
+
+FORMAT = "modalign-1"
 
 
-def released_names(head: TokenStreamDiT) -> dict[str, str]:
-    """Released name of every parameter of `head`, keyed by ours, without the "model." in front.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; `tensors` lie on the CPU."""
+
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+    stream: TokenStreamSpec
+    extra: dict[str, Any]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    recipe: Recipe,
+    stream: TokenStreamSpec,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `tensors` with all that describes them; the file appears whole or not at all.
+
+    `extra` is any JSON content, such as the number of steps.
 
     Raises:
-        WeightsError: the released layout has no name for a group: it knows one grid of patches,
-            "cls" and one more group without a place (registers).
+        OutputError: the file cannot be written.
     """
-    table = dict(_OTHER_NAMES)
-    for index in range(head.config.depth):
-        table |= {ours.format(index): theirs.format(index) for ours, theirs in _BLOCK_NAMES.items()}
-    for index, group in enumerate(head.stream.groups):
-        if group.has_place:
-            table[f"inputs.{index}.projection"] = "patch_embedder.proj"
-        else:
-            short = "cls" if group.name == "cls" else "reg"
-            table[f"inputs.{index}.projection"] = f"{short}_embed"
-            table[f"inputs.{index}.role"] = f"{short}_role{'' if short == 'cls' else 's'}"
-    names = {}
-    for ours, _ in head.named_parameters():
-        stem, _, leaf = ours.rpartition(".")
-        if ours in table:
-            names[ours] = table[ours]
-        elif stem in table and leaf in ("weight", "bias"):
-            names[ours] = f"{table[stem]}.{leaf}"
-        else:
-            raise WeightsError(f"the released layout has no place for parameter {ours!r}")
-    if len(set(names.values())) != len(names):
-        raise WeightsError(
-            f"the released layout cannot tell the groups {head.stream.names} apart: it knows one "
-            "grid, 'cls' and one more group without a place"
-        )
-    return names
-
-
-def from_released(
-    state: Mapping[str, Tensor],
-    head: TokenStreamDiT,
-    *,
-    patch_size: int = 1,
-    origin: str = "released checkpoint",
-) -> dict[str, Tensor]:
-    """Parameters of `head` out of a state dict in the released layout (GAP3D, BLIP3-o, Lumina).
-
-    Names may start with "model.dit.model.", "model." or nothing; parts of a whole checkpoint that
-    are not the network's are passed over. Output projections are negated, because the released
-    network predicts noise - data; with `patch_size` p their rows go from (p, p, C) to (C, p, p)
-    order, that of the inputs. Exact, and undone by `to_released`. `head` may be on the meta device.
-
-    Raises:
-        WeightsError: tensors of the network are missing or left over; the message lists them.
-    """
-    prefix = next(
-        (known for known in ("model.dit.model.", "model.") if f"{known}layers.0.gate" in state), ""
-    )
-    found = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix) and name not in _UNUSED
+    path = Path(path)
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {
+        "format": FORMAT,
+        "recipe": recipe.model_dump_json(),
+        "stream": stream.model_dump_json(),
+        "extra": json.dumps(dict(extra or {})),
+        "checksums": json.dumps({name: _checksum(tensor) for name, tensor in own.items()}),
     }
-    names = released_names(head)
-    missing = sorted(set(names.values()) - set(found))
-    unexpected = sorted(set(found) - set(names.values()))
-    if missing or unexpected:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(own, partial, metadata=header)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write checkpoint {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint at `path`, verified.
+
+    Raises:
+        WeightsError: it is missing, truncated, corrupted, or not a checkpoint of modalign.
+    """
+    tensors, header = _read(Path(path))
+    if header.get("format") != FORMAT:
         raise WeightsError(
-            f"{origin} does not hold this network: {_listing('missing', missing)}"
-            f"{'; ' if missing and unexpected else ''}{_listing('unexpected', unexpected)}"
+            f"{path} is not a checkpoint of modalign (its header says "
+            f"{header.get('format', 'nothing')!r}, not {FORMAT!r}); convert a released checkpoint "
+            "with modalign.checkpoint.load_released"
         )
-    converted = {}
-    for ours, theirs in names.items():
-        tensor = found[theirs]
-        if ours.endswith(".role"):
-            tensor = tensor.reshape(-1, tensor.shape[-1])
-        if ours.startswith("outputs."):
-            tensor = -_to_channels_first(tensor, patch_size)
-        converted[ours] = tensor
-    return converted
+    try:
+        recipe = Recipe.model_validate_json(header["recipe"])
+        stream = TokenStreamSpec.model_validate_json(header["stream"])
+        extra, checksums = json.loads(header["extra"]), json.loads(header["checksums"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"the header of {path} cannot be read: {error}") from error
+    damaged = [name for name, tensor in tensors.items() if checksums.get(name) != _checksum(tensor)]
+    if damaged:
+        raise WeightsError(f"{path} is corrupted: {listing('wrong checksum of', damaged)}")
+    return Checkpoint(tensors, recipe, stream, extra)
 
 
-def to_released(
-    state: Mapping[str, Tensor], head: TokenStreamDiT, *, prefix: str = "", patch_size: int = 1
+def load_trained(
+    path: str | os.PathLike[str],
+    recipe: Recipe,
+    stream: TokenStreamSpec,
+    expected: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The released layout of parameters of `head`: the inverse of `from_released`, bit for bit."""
-    converted = {}
-    for ours, theirs in released_names(head).items():
-        tensor = state[ours]
-        if theirs == "reg_roles":
-            tensor = tensor[None]
-        if ours.startswith("outputs."):
-            tensor = -_to_channels_last(tensor, patch_size)
-        converted[prefix + theirs] = tensor
-    return converted
+    """The tensors of the checkpoint at `path`, if they were trained for this recipe's network.
+
+    What does not change the network (sampler, training, name) may differ. `expected`, such as
+    `Pipeline.trainable()`, may be on the meta device: names and shapes are compared.
+
+    Raises:
+        WeightsError: as `load_checkpoint`, or it is of another stream, head or shape.
+    """
+    checkpoint = load_checkpoint(path)
+    for what, own, asked in (
+        ("token stream", checkpoint.stream, stream),
+        ("head", checkpoint.recipe.head, recipe.head),
+        ("prediction", checkpoint.recipe.flow.prediction, recipe.flow.prediction),
+        ("vlm", checkpoint.recipe.vlm, recipe.vlm),
+    ):
+        if own != asked:
+            raise WeightsError(
+                f"{path} was trained for {what} {own!r}, but recipe {recipe.name!r} has {asked!r}"
+            )
+    if expected is not None:
+        match_tensors(checkpoint.tensors, expected, str(path))
+    return checkpoint.tensors
 
 
-def _to_channels_first(rows: Tensor, patch_size: int) -> Tensor:
-    """Rows in (C, p, p) order from (p, p, C)."""
-    cells = patch_size * patch_size
-    return rows.reshape(cells, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+def match_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str
+) -> None:
+    """Accept `tensors` if they have exactly the names and shapes of `expected`.
+
+    Raises:
+        WeightsError: names `origin` and what is missing, unexpected, or of another shape.
+    """
+    misfits = [
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    faults = (
+        listing("missing", sorted(set(expected) - set(tensors))),
+        listing("unexpected", sorted(set(tensors) - set(expected))),
+        listing("wrong shape:", misfits),
+    )
+    if any(faults):
+        raise WeightsError(f"{origin} does not fit this network: {'; '.join(filter(None, faults))}")
 
 
-def _to_channels_last(rows: Tensor, patch_size: int) -> Tensor:
-    """Rows in (p, p, C) order from (C, p, p)."""
-    cells = patch_size * patch_size
-    return rows.reshape(-1, cells, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+def load_released(path: str | os.PathLike[str], head: TokenStreamDiT) -> dict[str, Tensor]:
+    """Trained tensors ("head....", "soft_tokens") of a checkpoint as GAP3D's training leaves it.
+
+    `path` is a safetensors file, or a folder with one or with shards and their index. Only the
+    trained tensors are read. `head`, possibly on the meta device, says which network is meant.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or holds another network.
+    """
+    path = Path(path)
+    shards = [path]
+    if path.is_dir():
+        index = path / "model.safetensors.index.json"
+        names = {"model.safetensors"}
+        if index.exists():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        shards = [path / name for name in sorted(names)]
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        state |= _read(shard, prefixes=("model.dit.", "model.latent_queries"))[0]
+    soft_tokens = state.pop("model.latent_queries", None)
+    converted = from_released(state, head, origin=str(path))
+    match_tensors(converted, head.state_dict(), str(path))
+    trained = {f"head.{name}": tensor for name, tensor in converted.items()}
+    if soft_tokens is None:
+        raise WeightsError(f"{path} has no soft tokens: missing model.latent_queries")
+    return trained | {"soft_tokens": soft_tokens}
 
 
-def _listing(what: str, names: list[str], most: int = 5) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{what} {', '.join(names[:most])}{more}"
+def _read(
+    path: Path, prefixes: tuple[str, ...] = ("",)
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors whose names start with one of `prefixes`, and the header's metadata."""
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}; give a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is truncated, corrupted or no safetensors: {error}") from error
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
