@@ -1,1 +1,81 @@
-"""TRELLIS: image tokens to a mesh, in plain PyTorch."""
+"""TRELLIS (arXiv:2412.01506): image tokens to a coloured mesh, in plain PyTorch.
+
+`generator` holds the whole path; `loader` reads the official files; everything else is a network
+or a piece of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from modalign_plugins.weights import sources
+
+from modalign import GeneratorSpec, TokenStreamSpec, hookimpl
+
+from .config import ModelFile, PipelineFile, SamplerSettings, TrellisConfig
+from .generator import Trellis
+from .loader import load_pipeline, random_pipeline
+from .sizes import (
+    LARGE_MODELS,
+    LARGE_PIPELINE,
+    LARGE_STREAM,
+    MINI_FOLDER,
+    MINI_MODELS,
+    MINI_PIPELINE,
+    MINI_STREAM,
+    REPOSITORY,
+)
+
+__all__ = ["SamplerSettings", "Trellis", "TrellisConfig"]
+
+
+def _build(
+    name: str,
+    pipeline: PipelineFile,
+    models: Mapping[str, ModelFile],
+    stream: TokenStreamSpec,
+    *,
+    weights: str | Path = "pretrained",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Trellis:
+    if weights == "random":
+        built = random_pipeline(pipeline, models, device=device, dtype=dtype)
+        return Trellis(*built, accepts=stream)
+    if weights != "pretrained":
+        folder = Path(weights)
+    elif pipeline is MINI_PIPELINE:
+        folder = sources.shipped(MINI_FOLDER)
+    else:
+        stems = pipeline.args.models.values()
+        files = [f"{stem}.{suffix}" for stem in stems for suffix in ("json", "safetensors")]
+        folder = sources.downloaded(name, REPOSITORY, ["pipeline.json", *files])
+    return Trellis(*load_pipeline(folder, device=device, dtype=dtype), accepts=stream)
+
+
+@hookimpl
+def modalign_generators() -> list[GeneratorSpec]:
+    """TRELLIS image-large, and the mini."""
+    return [
+        GeneratorSpec(
+            name="trellis-image-large",
+            summary="TRELLIS image-large: 1.2 B parameters, meshes from a 256^3 grid",
+            build=partial(
+                _build, "trellis-image-large", LARGE_PIPELINE, LARGE_MODELS, LARGE_STREAM
+            ),
+            accepts=LARGE_STREAM,
+            source=f"{REPOSITORY} (arXiv:2412.01506)",
+            license="MIT",
+        ),
+        GeneratorSpec(
+            name="trellis-mini",
+            summary="the same networks at a quarter of the resolutions, trained on the toy world",
+            build=partial(_build, "trellis-mini", MINI_PIPELINE, MINI_MODELS, MINI_STREAM),
+            accepts=MINI_STREAM,
+            source="ships with modalign; trained by examples/mini",
+            license="Apache-2.0",
+        ),
+    ]

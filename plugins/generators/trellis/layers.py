@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .blocks import block_norm, init_zero
-from .rows import gather_rows, select_rows
 from .sparse import KERNEL_VOLUME, SparseTensor
 
 GROUP_NORM_EPS = 1e-5
@@ -155,19 +154,15 @@ def downsample(x: SparseTensor, factor: int) -> SparseTensor:
     full block of 8 is scaled by 8/9 and a lone child by 1/2.
     """
     pooling = x.at.pooling(factor)
-    children = pooling.children
-    padded = children.numel() != len(x.at)
-    rows = gather_rows(x.feats, children.view(-1), pooling.slot, padded, False)
-    total = rows.view(*children.shape, -1).sum(dim=1)
-    return SparseTensor(pooling.coarse, total / (pooling.count + 1).to(total.dtype))
+    total = pooling.fold.sum(x.feats)
+    return SparseTensor(pooling.coarse, total / (pooling.fold.count + 1).to(total.dtype))
 
 
 def upsample(x: SparseTensor, like: SparseTensor, factor: int) -> SparseTensor:
     """Each voxel of `like` takes the features of its parent in x, a `downsample` of it."""
     pooling = like.at.pooling(factor)
     assert len(pooling.coarse) == len(x.at)
-    padded = pooling.children.numel() != len(like.at)
-    return like.replace(gather_rows(x.feats, pooling.parent, pooling.children, False, padded))
+    return like.replace(pooling.fold.spread(x.feats))
 
 
 def subdivide(x: SparseTensor) -> SparseTensor:
@@ -250,16 +245,3 @@ class SparseSubdivideBlock3d(nn.Module):
         # The skip is per voxel: computing it before the subdivision costs an eighth.
         skip = subdivide(self.skip_connection(x))
         return h.replace(h.feats + skip.feats)
-
-
-__all__ = [
-    "SparseConv3d",
-    "SparseGroupNorm32",
-    "SparseResBlock3d",
-    "SparseSiLU",
-    "SparseSubdivideBlock3d",
-    "downsample",
-    "select_rows",
-    "subdivide",
-    "upsample",
-]

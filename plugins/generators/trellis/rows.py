@@ -5,6 +5,8 @@ Legend: N input rows, K output rows.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -50,3 +52,37 @@ def gather_rows(
     """
     result: Tensor = _GatherRows.apply(x, index, inverse, (index_padded, inverse_padded))
     return result
+
+
+class Fold:
+    """Many fine rows to few coarse ones, and back.
+
+    Args:
+        parent: coarse row of every fine row, (N,) int64.
+        place: place of every fine row among its siblings, (N,), each different, below `width`.
+        width: most siblings possible.
+        num_coarse: M, the number of coarse rows.
+    """
+
+    def __init__(self, parent: Tensor, place: Tensor, width: int, num_coarse: int) -> None:
+        self.parent = parent
+        self.slot = parent * width + place  # (N,) in `children`, flattened
+        total = len(parent)
+        children = torch.full((num_coarse * width,), total, device=parent.device)
+        children[self.slot] = torch.arange(total, device=parent.device)
+        self.children = children.view(num_coarse, width)  # fine rows, N where there is none
+        self.padded = children.numel() != total
+
+    @cached_property
+    def count(self) -> Tensor:
+        """Number of fine rows of every coarse row, (M, 1)."""
+        return (self.children < len(self.parent)).sum(dim=1, keepdim=True)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sums (M, C) over the fine rows x (N, C) of every coarse row."""
+        rows = gather_rows(x, self.children.view(-1), self.slot, self.padded, False)
+        return rows.view(*self.children.shape, x.shape[1]).sum(dim=1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The coarse row x (M, C) of every fine row, (N, C)."""
+        return gather_rows(x, self.parent, self.children, False, self.padded)

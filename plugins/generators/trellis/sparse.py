@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from .groups import Segments, TokenGroups
+from .rows import Fold
 
 KERNEL_VOLUME = 27
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How fine voxels fold into coarse ones: who is whose parent."""
+    """How fine voxels fold into coarse ones."""
 
     coarse: Coordinates
-    parent: Tensor  # (N,) coarse row of every fine row
-    children: Tensor  # (M, m) fine rows of every coarse row, N where there is none
-    slot: Tensor  # (N,) place of every fine row in `children`, flattened
-    count: Tensor  # (M, 1) number of children
+    fold: Fold
 
 
 class Coordinates:
@@ -101,12 +99,11 @@ class Coordinates:
         return self._pooling[factor]
 
     def _pool(self, factor: int) -> Pooling:
-        device, total = self.coords.device, len(self)
         cell = torch.div(self.coords[:, 1:].long(), factor, rounding_mode="floor")
         extent = (cell.amax(dim=0) + 1).tolist()
         batch = self.coords[:, 0].long()
         key = ((batch * extent[0] + cell[:, 0]) * extent[1] + cell[:, 1]) * extent[2] + cell[:, 2]
-        unique, parent, count = torch.unique(key, return_inverse=True, return_counts=True)
+        unique, parent = torch.unique(key, return_inverse=True)
         coarse = torch.stack(
             [
                 unique // (extent[0] * extent[1] * extent[2]),
@@ -116,22 +113,10 @@ class Coordinates:
             ],
             dim=1,
         )
-        order = parent.argsort(stable=True)
-        start = count.cumsum(0) - count
-        width = int(count.max())
-        slot = torch.empty_like(parent)
-        slot[order] = (torch.arange(total, device=device) - start[parent[order]]) + (
-            parent[order] * width
-        )
-        children = torch.full((len(unique) * width,), total, device=device)
-        children[slot] = torch.arange(total, device=device)
-        return Pooling(
-            coarse=Coordinates(coarse, self.batch_size),
-            parent=parent,
-            children=children.view(-1, width),
-            slot=slot,
-            count=count[:, None],
-        )
+        within = self.coords[:, 1:].long() % factor
+        place = (within[:, 0] * factor + within[:, 1]) * factor + within[:, 2]
+        fold = Fold(parent, place, factor**3, len(unique))
+        return Pooling(Coordinates(coarse, self.batch_size), fold)
 
     @cached_property
     def subdivided(self) -> Coordinates:

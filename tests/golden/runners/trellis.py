@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from modalign_plugins.generators.trellis import (
     attention,
     embedders,
+    flexicubes,
     layers,
+    preprocess,
+    sampler,
     slat_flow,
     slat_vae,
     structure_flow,
     structure_vae,
 )
+from modalign_plugins.generators.trellis.config import SamplerSettings
+from modalign_plugins.generators.trellis.gaussians import hammersley
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
+from modalign.assets import camera_extrinsics, camera_intrinsics
 from tests.golden.case import Case, Runner
 
 Outputs = dict[str, Tensor]
@@ -186,9 +198,134 @@ def slat_dec_mesh(case: Case) -> Outputs:
     return {"raw": raw.feats, "raw_coords": raw.at.coords, **seen}
 
 
+def flexicubes_mesh(case: Case) -> Outputs:
+    """Our mesh, its vertices renumbered and its triangles rotated and ordered as expected."""
+    args = case.config["args"]
+    (surface,) = flexicubes.extract_surfaces(sparse_input(case), args["res"])
+    vertices, faces, colors = surface.vertices, surface.faces, surface.color
+    outputs = {"vertices": vertices, "faces": faces, "colors": colors}
+    expected = case.expected
+    if any(outputs[name].shape != tensor.shape for name, tensor in expected.items()):
+        return outputs  # the comparison will say so
+    # Coinciding vertices of neighbouring patches differ in colour, so both decide the match.
+    ours = torch.cat([vertices, colors], dim=1).numpy()
+    theirs = torch.cat([expected["vertices"], expected["colors"]], dim=1).numpy()
+    match = cKDTree(ours).query(theirs)[1]  # our vertex for each of theirs
+    if len(set(match.tolist())) < len(match):
+        match = linear_sum_assignment(cdist(theirs, ours, "cityblock"))[1]
+    order = torch.from_numpy(match)
+    renumber = torch.empty_like(order)
+    renumber[order] = torch.arange(len(order))
+    outputs["vertices"], outputs["colors"] = vertices[order], colors[order]
+    outputs["faces"] = in_order_of(expected["faces"], renumber[faces])
+    return outputs
+
+
+def in_order_of(expected: Tensor, faces: Tensor) -> Tensor:
+    """Faces permuted and rotated, orientation kept, so that equal meshes are equal tensors."""
+
+    def canonical(triangles: Tensor) -> tuple[Tensor, Tensor]:
+        first = triangles.argmin(dim=1, keepdim=True)
+        return triangles.gather(1, (first + torch.arange(3)) % 3), first
+
+    (ours, _), (theirs, first) = canonical(faces), canonical(expected)
+    rows_ours, rows_theirs = lexicographic(ours), lexicographic(theirs)
+    ordered = torch.empty_like(ours)
+    ordered[rows_theirs] = ours[rows_ours]
+    return ordered.gather(1, (torch.arange(3) - first) % 3)
+
+
+def lexicographic(rows: Tensor) -> Tensor:
+    """The order that sorts rows (K, 3)."""
+    order = torch.arange(len(rows))
+    for column in (2, 1, 0):
+        order = order[rows[order, column].argsort(stable=True)]
+    return order
+
+
+def analytic_denoiser(case: Case, cond: Tensor, neg_cond: Tensor) -> sampler.Denoiser:
+    """v = x A^T + sin(3 t) cond[:, 0] + cos(2 t) cond[:, 1], as the entry's config writes it."""
+
+    def velocity(x: Tensor, t: float, condition: Tensor) -> Tensor:
+        time = torch.tensor(sampler.TIMESTEP_SCALE * t, dtype=torch.float32) / 1000
+        wave = (3 * time).sin() * condition[:, 0] + (2 * time).cos() * condition[:, 1]
+        return x @ case.inputs["A"].T + wave
+
+    def denoise(x: Tensor, t: float, guided: bool) -> tuple[Tensor, Tensor | None]:
+        return velocity(x, t, cond), velocity(x, t, neg_cond) if guided else None
+
+    return denoise
+
+
+def trajectory(name: str, steps: list[sampler.Step]) -> Outputs:
+    return {
+        f"{name}.samples": steps[-1].x,
+        f"{name}.pred_x_t": torch.stack([step.x for step in steps]),
+        f"{name}.pred_x_0": torch.stack([step.x_0 for step in steps]),
+    }
+
+
+def sampler_runs(case: Case) -> Outputs:
+    denoiser = analytic_denoiser(case, case.inputs["cond"], case.inputs["neg_cond"])
+    outputs: Outputs = {}
+    for name, run in case.config["runs"].items():
+        settings = SamplerSettings(
+            steps=run["steps"],
+            rescale_t=run["rescale_t"],
+            cfg_strength=run.get("cfg_strength", 0),
+            cfg_interval=run.get("cfg_interval", (0, 1)),
+            sigma_min=case.config["sigma_min"],
+        )
+        steps = list(sampler.euler_steps(denoiser, case.inputs["noise"], settings))
+        outputs.update(trajectory(name, steps))
+    return outputs
+
+
+def sampler_multi_image(case: Case) -> Outputs:
+    names = ("steps", "rescale_t", "cfg_strength", "cfg_interval", "sigma_min")
+    settings = SamplerSettings(**{k: case.config[k] for k in names if k in case.config})
+    neg_cond = case.inputs["neg_cond"]
+    outputs: Outputs = {}
+    for name, combine in (("stochastic", sampler.in_turn), ("multidiffusion", sampler.averaged)):
+        each = [analytic_denoiser(case, cond[None], neg_cond) for cond in case.inputs["cond"]]
+        steps = list(sampler.euler_steps(combine(each), case.inputs["noise"], settings))
+        outputs.update(trajectory(name, steps))
+    return outputs
+
+
+def preprocess_image(case: Case) -> Outputs:
+    picture = Image.fromarray(case.inputs["rgba"].numpy())
+    cropped = preprocess.crop_to_object(picture, size=case.expected["rgb"].shape[0])
+    return {"rgb": torch.from_numpy(np.array(cropped))}
+
+
+def cameras(case: Case) -> Outputs:
+    fov = math.radians(case.config["fov_deg"])
+    views = zip(case.inputs["yaw"].tolist(), case.inputs["pitch"].tolist(), strict=True)
+    extrinsics = [camera_extrinsics(yaw, pitch, case.config["r"]) for yaw, pitch in views]
+    intrinsics = [camera_intrinsics(fov)] * len(extrinsics)
+    outputs = {
+        "extrinsics": torch.from_numpy(np.stack(extrinsics)),
+        "intrinsics": torch.from_numpy(np.stack(intrinsics)),
+    }
+    for name, expected in case.expected.items():
+        if match := re.fullmatch(r"hammersley(\d+)_\d+", name):
+            outputs[name] = hammersley(len(expected), int(match[1]))
+        elif name.startswith("sphere_hammersley"):
+            even = hammersley(len(expected), 2)
+            pitch = (1 - 2 * even[:, 0]).acos() - math.pi / 2
+            outputs[name] = torch.stack([2 * math.pi * even[:, 1], pitch], dim=1)
+    return outputs
+
+
 RUNNERS: dict[str, Runner] = {
+    "trellis.cameras": cameras,
     "trellis.embedders": embedder_tables,
+    "trellis.flexicubes": flexicubes_mesh,
     "trellis.mesh_subdivide_block": mesh_subdivide_block,
+    "trellis.preprocess_image": preprocess_image,
+    "trellis.sampler": sampler_runs,
+    "trellis.sampler_multi_image": sampler_multi_image,
     "trellis.slat_dec_mesh": slat_dec_mesh,
     "trellis.slat_flow": slat_flow_model,
     "trellis.sparse_conv3d": sparse_conv3d,
