@@ -15,8 +15,9 @@ BLIP3O = Recipe(
     objective=Ref(name="flow-matching", options={"weights": {"patches": 1.0}}),
     head=DiTConfig(hidden_size=1792, depth=24, num_heads=28),
     flow=FlowConfig(grid=1000),
+    # Defaults of the released sampling functions; GAP3D's evaluation samples both so.
     sampler=SamplerConfig(steps=30, guidance=3.0, integer_time=True, project=False),
-    training=TrainingConfig(),
+    training=TrainingConfig(),  # as GAP3D's first stage, whose code is a fork of this one's
     num_soft_tokens=64,
     summary="Text to EVA-CLIP tokens of a picture: the image-space predecessor of GAP3D",
     reference="arXiv:2505.09568",
