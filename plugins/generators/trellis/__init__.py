@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from modalign_plugins.weights import sources
@@ -41,7 +42,7 @@ def _build(
     weights: str | Path = "pretrained",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Trellis:
+) -> Any:  # a Trellis: its options have names, which the protocol's `**options` hides
     if weights == "random":
         built = random_pipeline(pipeline, models, device=device, dtype=dtype)
         return Trellis(*built, accepts=stream)

@@ -30,11 +30,12 @@ EDGES = (
 )
 NUM_COLORS = 6  # red, green, blue, and a normal as (n + 1) / 2
 # Channels of the raw features: 8 corners each for distance, deformation and colours.
+CHANNELS = [8, 24, 21, 8 * NUM_COLORS]
 SDF = slice(0, 8)
 DEFORM = slice(8, 32)
 WEIGHTS = slice(32, 53)  # 12 edges (beta), 8 corners (alpha), 1 cube (gamma)
 COLOR = slice(53, 101)
-MESH_CHANNELS = 101
+MESH_CHANNELS = sum(CHANNELS)
 # Below this many grid vertices a table of all of them (5 bytes each) beats sorting.
 DENSE_KEYS = 1 << 26
 WEIGHT_SCALE = 0.99  # keeps every weight positive
@@ -80,14 +81,10 @@ class Surface:
 def grid_attributes(raw: SparseTensor, resolution: int) -> GridAttributes:
     """The grid vertices of raw features (N, 101), differentiable; one set for the whole batch."""
     keys, fold = _vertices(raw, resolution)
-    feats = raw.feats
+    # One split: the gradient of each slice alone would be a tensor of the full width.
+    sdf, deform, _, color = raw.feats.split(CHANNELS, dim=1)
     corner_feats = torch.cat(
-        [
-            feats[:, SDF].reshape(-1, 1),
-            feats[:, DEFORM].reshape(-1, 3),
-            feats[:, COLOR].reshape(-1, NUM_COLORS),
-        ],
-        dim=1,
+        [sdf.reshape(-1, 1), deform.reshape(-1, 3), color.reshape(-1, NUM_COLORS)], dim=1
     )  # (8N, 10)
     mean = fold.sum(corner_feats) / fold.count
     return GridAttributes(
@@ -161,8 +158,8 @@ def _extract(
     vertex_keys = _pack_keys(grid.coords[:, 1:], side)
     near = grid.coords[:, 1:] if solid is not None else grid.coords[grid.sdf < 0, 1:]
     cubes = _touching_cubes(near, resolution)
-    corner_keys = _pack_keys((cubes[:, None] + tables.corners).view(-1, 3), side)
-    corner_rows = _find(vertex_keys, corner_keys).view(-1, 8)  # V where there are no data
+    corner_keys = _pack_keys(cubes, side)[:, None] + _pack_keys(tables.corners, side)
+    corner_rows = _find(vertex_keys, corner_keys)  # (Q, 8), V where there are no data
     # Vertices without data are outside, undeformed, grey; cubes without data have zero weights.
     sdf = torch.cat([grid.sdf, grid.sdf.new_ones(1)])[corner_rows]  # (Q, 8)
     if solid is not None:
@@ -273,13 +270,11 @@ def _faces(
 def _vertices(raw: SparseTensor, resolution: int) -> tuple[Tensor, Fold]:
     """Sorted keys of the corners of all voxels, and how the (8N) voxel corners fold into them."""
     device, side = raw.feats.device, resolution + 1
-    coords = raw.at.coords.long()
-    xyz = coords[:, None, 1:] + torch.tensor(CORNERS, device=device)  # (N, 8, 3)
-    batch = coords[:, None, :1].expand(-1, 8, -1)
-    keys = _pack_keys(torch.cat([batch, xyz], dim=-1).view(-1, 4), side)
+    corner = _pack_keys(torch.tensor(CORNERS, device=device), side)
+    keys = (_pack_keys(raw.at.coords.long(), side)[:, None] + corner).view(-1)  # (8N,)
     unique, parent = _unique(keys, raw.at.batch_size * side**3)
     # A vertex is corner k of one voxel at most.
-    place = torch.arange(8, device=device).repeat(len(coords))
+    place = torch.arange(8, device=device).repeat(len(raw.at))
     return unique, Fold(parent, place, 8, len(unique))
 
 

@@ -7,7 +7,9 @@ Legend: N voxels, C input channels, O output channels, B batch elements.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .blocks import block_norm, init_zero
-from .sparse import KERNEL_VOLUME, SparseTensor
+from .sparse import KERNEL_VOLUME, SparseTensor, child_taps
 
 GROUP_NORM_EPS = 1e-5
 # Gathered elements per matrix product: they should stay in cache on CPU; a GPU wants big products.
@@ -23,21 +25,38 @@ CHUNK_ELEMENTS_CPU = 1 << 20
 CHUNK_ELEMENTS_GPU = 1 << 27
 
 
-def _chunk_rows(x: Tensor, elements_per_row: int) -> int:
-    budget = CHUNK_ELEMENTS_CPU if x.device.type == "cpu" else CHUNK_ELEMENTS_GPU
-    return max(1, budget // elements_per_row)
-
-
-def _gather_product(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Rows x[index[n, k]] side by side times weight: (N, C), (K, T), (T C, O) -> (K, O)."""
-    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-    out = x.new_empty(len(index), weight.shape[1])
-    step = _chunk_rows(x, weight.shape[0])
+def _chunks(index: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of rows of index (K, T), short enough that gathering rows of `width` stays small."""
+    budget = CHUNK_ELEMENTS_CPU if index.device.type == "cpu" else CHUNK_ELEMENTS_GPU
+    step = max(1, budget // (index.shape[1] * width))
     for start in range(0, len(index), step):
-        rows = index[start : start + step]
-        gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
-        torch.mm(gathered, weight, out=out[start : start + step])
-    return out
+        run = slice(start, start + step)
+        yield run, index[run]
+
+
+def _with_zero_row(x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_zeros(1, x.shape[1])])
+
+
+def _gathered(padded: Tensor, index: Tensor) -> Tensor:
+    """Rows padded[index[n, t]] side by side, (K, T C) of (N + 1, C) and (K, T)."""
+    return padded.index_select(0, index.reshape(-1)).view(len(index), -1)
+
+
+def _gather_product(padded: Tensor, index: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Gathered rows times weight (T C, O) into out (K, O)."""
+    for run, rows in _chunks(index, padded.shape[1]):
+        torch.mm(_gathered(padded, rows), weight, out=out[run])
+
+
+def _gather_outer(padded: Tensor, index: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gathered rows, transposed, times grad (K, O): (T C, O)."""
+    # Half-precision sums over many voxels would lose what they add.
+    wide = torch.promote_types(dtype, torch.float32)
+    total = padded.new_zeros(index.shape[1] * padded.shape[1], grad.shape[1], dtype=wide)
+    for run, rows in _chunks(index, padded.shape[1]):
+        total += _gathered(padded, rows).t() @ grad[run]
+    return total.to(dtype)
 
 
 class _SubmanifoldProduct(torch.autograd.Function):
@@ -50,7 +69,9 @@ class _SubmanifoldProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, neighbours)
-        return _gather_product(x, neighbours, weight.flatten(0, 1))
+        out = x.new_empty(len(x), weight.shape[2])
+        _gather_product(_with_zero_row(x), neighbours, weight.flatten(0, 1), out)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -59,20 +80,66 @@ class _SubmanifoldProduct(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            grad_x = torch.empty_like(x)
             reversed_taps = weight.flip(0).transpose(1, 2).flatten(0, 1)
-            grad_x = _gather_product(grad, neighbours, reversed_taps)
+            _gather_product(_with_zero_row(grad), neighbours, reversed_taps, grad_x)
         if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
-            # Half-precision sums over many voxels would lose what they add.
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            total = x.new_zeros(weight[:, :, 0].numel(), grad.shape[1], dtype=dtype)
-            padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-            step = _chunk_rows(x, len(total))
-            for start in range(0, len(neighbours), step):
-                rows = neighbours[start : start + step]
-                gathered = padded.index_select(0, rows.reshape(-1)).view(len(rows), -1)
-                total += gathered.t() @ grad[start : start + step]
-            grad_weight = total.view_as(weight).to(weight.dtype)
+            outer = _gather_outer(_with_zero_row(x), neighbours, grad, weight.dtype)
+            grad_weight = outer.view_as(weight)
         return grad_x, grad_weight, None
+
+
+class _SubdividedProduct(torch.autograd.Function):
+    """The same product for the children of x, which all have their parent's features.
+
+    A child's 27 neighbours belong to 8 parents only, so their matrices are summed beforehand:
+    weight (8 children, 8 parents, C, O), `parents` (8, 8) the taps those parents are at.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, neighbours: Tensor, parents: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, neighbours, parents)
+        out = x.new_empty(len(x), 8, weight.shape[3])
+        padded = _with_zero_row(x)
+        for child in range(8):
+            index = neighbours[:, parents[child]]
+            _gather_product(padded, index, weight[child].flatten(0, 1), out[:, child])
+        return out.flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight, neighbours, parents = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = grad.contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            # x reaches child c of its neighbour on the opposite side of each parent's tap.
+            opposite = neighbours[:, KERNEL_VOLUME - 1 - parents.view(-1)].view(-1, 8, 8)
+            child = torch.arange(8, dtype=torch.int32, device=x.device)[:, None]
+            index = torch.where(opposite < len(x), opposite * 8 + child, 8 * len(x)).view(-1, 64)
+            grad_x = torch.empty_like(x)
+            by_child = weight.transpose(2, 3).reshape(-1, x.shape[1])  # (8 8 O, C)
+            _gather_product(_with_zero_row(grad), index, by_child, grad_x)
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            padded, per_child = _with_zero_row(x), grad.view(len(x), 8, -1)
+            outer = [
+                _gather_outer(
+                    padded, neighbours[:, parents[child]], per_child[:, child], weight.dtype
+                )
+                for child in range(8)
+            ]
+            grad_weight = torch.stack(outer).view_as(weight)
+        return grad_x, grad_weight, None, None
+
+
+@functools.cache
+def _parent_sums(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The 8 parent taps of each child (8, 8), and which taps they sum up (8, 8, 27), 0 or 1."""
+    tap, _ = child_taps(device)  # (8, 27)
+    parents = torch.stack([torch.unique(row) for row in tap])
+    return parents, (tap[:, None] == parents[:, :, None]).float()
 
 
 class _SparseWeights(nn.Module):
@@ -105,16 +172,30 @@ class SparseConv3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features (N, O) at the same voxels."""
-        weight, bias, feats = self.conv.weight, self.conv.bias, x.feats
-        out_channels, in_channels = weight.shape[0], weight.shape[-1]
+        weight = self.conv.weight
         if self.kernel_size == 1:
-            return x.replace(feats @ weight.reshape(in_channels, out_channels) + bias)
-        taps = weight.reshape(out_channels, KERNEL_VOLUME, in_channels).permute(1, 2, 0)
-        if torch.is_autocast_enabled(feats.device.type):
-            dtype = torch.get_autocast_dtype(feats.device.type)
-            feats, taps = feats.to(dtype), taps.to(dtype)
+            matrix = weight.reshape(weight.shape[-1], weight.shape[0])
+            return x.replace(x.feats @ matrix + self.conv.bias)
+        feats, taps = self._operands(x)
         product: Tensor = _SubmanifoldProduct.apply(feats, taps.contiguous(), x.at.neighbours)
-        return x.replace(product + bias.to(product.dtype))
+        return x.replace(product + self.conv.bias.to(product.dtype))
+
+    def on_children(self, x: SparseTensor) -> SparseTensor:
+        """Features (8N, O): this convolution of `subdivide(x)`, at a third of its cost."""
+        feats, taps = self._operands(x)
+        parents, summed = _parent_sums(x.feats.device)
+        weight = torch.einsum("cpt,tio->cpio", summed.to(taps.dtype), taps)
+        product: Tensor = _SubdividedProduct.apply(feats, weight, x.at.neighbours, parents)
+        return SparseTensor(x.at.subdivided, product + self.conv.bias.to(product.dtype))
+
+    def _operands(self, x: SparseTensor) -> tuple[Tensor, Tensor]:
+        """Features and the matrix of every tap (27, C, O), in autocast's type where it is on."""
+        taps = self.conv.weight.flatten(1, 3).permute(1, 2, 0)
+        device = x.feats.device.type
+        if not torch.is_autocast_enabled(device):
+            return x.feats, taps
+        dtype = torch.get_autocast_dtype(device)
+        return x.feats.to(dtype), taps.to(dtype)
 
 
 class SparseGroupNorm32(nn.GroupNorm):
@@ -241,7 +322,14 @@ class SparseSubdivideBlock3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features (8N, out_channels) at the children."""
-        h: SparseTensor = self.out_layers(subdivide(self.act_layers(x)))
+        convolution, norm, activation, last_convolution = self.out_layers
+        assert isinstance(convolution, SparseConv3d)
+        h: SparseTensor = convolution.on_children(
+            self.act_layers(x)
+        )  # faster than convolving the children
+        h = activation(norm(h))
+        h = last_convolution(h)
         # The skip is per voxel: computing it before the subdivision costs an eighth.
         skip = subdivide(self.skip_connection(x))
-        return h.replace(h.feats + skip.feats)
+        out: Tensor = h.feats + skip.feats
+        return skip.replace(out)
