@@ -107,7 +107,9 @@ class Registry:
         Raises:
             RegistryError: there is none.
         """
-        found = [(kind, entries[name]) for kind, entries in self._entries.items() if name in entries]
+        found = [
+            (kind, entries[name]) for kind, entries in self._entries.items() if name in entries
+        ]
         if not found:
             known = {name for entries in self._entries.values() for name in entries}
             raise RegistryError(f"nothing is called {name!r}.{did_you_mean(name, known)}")

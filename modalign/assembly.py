@@ -1,0 +1,189 @@
+"""`build`: the only place where names become objects."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modalign.errors import BuildError, RegistryError, WeightsError
+from modalign.recipe import Recipe
+from modalign.registry import Registry, installed, missing_modules
+from modalign.spaces import connect
+from modalign.specs import EncoderSpec, GeneratorSpec, ObjectiveSpec, VLMSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from modalign.pipeline import Pipeline
+
+
+def build(
+    recipe: str | Recipe,
+    *,
+    weights: str | Path = "pretrained",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    registry: Registry | None = None,
+) -> Pipeline:
+    """The pipeline of a recipe, given by name or value.
+
+    Args:
+        recipe: a registered name, or a `Recipe`.
+        weights: "pretrained" takes the published or shipped weights of every part; "random"
+            initialises every part, offline, also on `device="meta"`; "untrained" initialises the
+            head and takes everything else as "pretrained", to train on; a path takes the trained
+            tensors from that checkpoint and everything else as "pretrained".
+        device: where the VLM, the head and the generator live.
+        dtype: of their parameters; float32 if None.
+        registry: where names are looked up; what is installed if None.
+
+    Raises:
+        RegistryError: the recipe's name is unknown.
+        BuildError: parts are unknown, miss a library, or do not fit; all misfits are listed.
+        WeightsError: weights are missing, damaged or of another model.
+    """
+    registry = registry or installed()
+    named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
+    chosen = fit(named, registry)
+    return _assemble(named, chosen, registry, weights, device, dtype)
+
+
+class Choice:
+    """The catalogue entries that a recipe names, found and compared."""
+
+    def __init__(
+        self,
+        vlm: VLMSpec,
+        encoder: EncoderSpec,
+        objective: ObjectiveSpec,
+        generator: GeneratorSpec | None,
+    ) -> None:
+        self.vlm = vlm
+        self.encoder = encoder
+        self.objective = objective
+        self.generator = generator
+
+
+def fit(recipe: Recipe, registry: Registry) -> Choice:
+    """The parts of `recipe`, compared on plain data before anything is loaded.
+
+    Raises:
+        BuildError: lists every unknown name, missing library and misfit at once.
+    """
+    misfits: list[str] = []
+    found: dict[str, Any] = {}
+    wanted = {
+        "vlms": recipe.vlm,
+        "encoders": recipe.encoder,
+        "objectives": recipe.objective.name,
+        "generators": recipe.generator,
+    }
+    for kind, name in wanted.items():
+        if name is None:
+            continue
+        try:
+            found[kind] = registry.get(kind, name)
+        except RegistryError as error:
+            misfits.append(str(error))
+    for entry in found.values():
+        missing = missing_modules(entry.requires)
+        if missing:
+            misfits.append(
+                f"{entry.name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"
+            )
+    vlm, encoder = found.get("vlms"), found.get("encoders")
+    objective, generator = found.get("objectives"), found.get("generators")
+    if vlm is not None and recipe.num_soft_tokens >= vlm.max_positions:
+        misfits.append(
+            f"recipe {recipe.name!r} appends {recipe.num_soft_tokens} soft tokens, but "
+            f"{vlm.name!r} reads at most {vlm.max_positions} positions; lower num_soft_tokens"
+        )
+    if objective is not None and objective.head != "dit":
+        misfits.append(
+            f"objective {objective.name!r} trains a head of kind {objective.head!r}; "
+            "recipes build a 'dit'"
+        )
+    if encoder is not None and generator is not None:
+        maps = registry.catalogue.space_maps.values()
+        if connect(encoder.stream, generator.accepts, maps) is None:
+            misfits.append(
+                f"encoder {encoder.name!r} makes {encoder.stream.space!r}, but generator "
+                f"{generator.name!r} reads {generator.accepts.space!r}, and no lossless map joins "
+                "them; choose a generator of the encoder's space, or the encoder it was trained on"
+            )
+    if misfits:
+        raise BuildError("; ".join(misfits))
+    assert vlm is not None
+    assert encoder is not None
+    assert objective is not None
+    return Choice(vlm, encoder, objective, generator)
+
+
+def _assemble(
+    recipe: Recipe,
+    chosen: Choice,
+    registry: Registry,
+    weights: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> Pipeline:
+    import torch
+
+    from modalign.checkpoint import load_trained
+    from modalign.models.dit import TokenStreamDiT
+    from modalign.pipeline import Parts, Pipeline
+
+    options: dict[str, Any] = {
+        "weights": "random" if weights == "random" else "pretrained",
+        "device": device,
+        "dtype": dtype or torch.float32,
+    }
+    fresh = weights in ("random", "untrained")
+    checkpoint = None if fresh else _checkpoint(recipe, weights)
+    stream = chosen.encoder.stream
+    maps = registry.catalogue.space_maps.values()
+    generator = None
+    joined = dict
+    if chosen.generator is not None:
+        generator = chosen.generator.build(**options)
+        joined = connect(stream, chosen.generator.accepts, maps) or dict
+    parts = Parts(
+        vlm=chosen.vlm.build(**options),
+        build_encoder=partial(chosen.encoder.build, **options),
+        objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
+        generator=generator,
+        connect=joined,
+    )
+    target = torch.device(device)
+    with torch.device("meta") if checkpoint is not None else target:
+        head = TokenStreamDiT(stream, recipe.head, chosen.vlm.hidden_dim)
+        # N(0, 1), as released: much larger than token embeddings (facts of GAP3D, 1.3).
+        soft = torch.randn(1, recipe.num_soft_tokens, chosen.vlm.hidden_dim)
+    pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
+    if checkpoint is not None:
+        tensors = load_trained(checkpoint, recipe, stream)
+        pipeline.load_state_dict(tensors, strict=True, assign=True)
+    return pipeline.to(device=target, dtype=options["dtype"]).eval()
+
+
+def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:
+    if weights != "pretrained":
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"no checkpoint at {path}; give a .safetensors file of this recipe")
+        return path
+    if recipe.checkpoint is None:
+        raise WeightsError(
+            f"no trained weights are published for recipe {recipe.name!r}; train them, pass the "
+            "path of a checkpoint, or weights='random' to look at the network"
+        )
+    package, _, name = recipe.checkpoint.partition("/")
+    path = Path(str(resources.files(package) / name))
+    if not path.is_file():
+        raise WeightsError(
+            f"recipe {recipe.name!r} ships its weights as {recipe.checkpoint}, but that file is "
+            "missing from this installation; reinstall modalign"
+        )
+    return path

@@ -1,0 +1,211 @@
+"""A pipeline: the parts of one recipe, assembled; prompts go in, streams or assets come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modalign.errors import BuildError, GenerationError, PromptError
+from modalign.recipe import Recipe, SamplerConfig
+from modalign.sampling import sample
+from modalign.spaces import project
+from modalign.specs import (
+    Asset,
+    Example,
+    Generator,
+    Objective,
+    Progress,
+    ProgressCallback,
+    Prompt,
+    TargetEncoder,
+    VLMAdapter,
+)
+from modalign.tokens import TokenStream, TokenStreamSpec
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The frozen parts around a head; `connect` carries the head's space to the generator's.
+
+    The encoder is built on first use: generating needs none.
+    """
+
+    vlm: VLMAdapter
+    build_encoder: Callable[[], TargetEncoder]
+    objective: Objective
+    generator: Generator | None
+    connect: Callable[[TokenStream], TokenStream]
+
+    @cached_property
+    def encoder(self) -> TargetEncoder:
+        """The target encoder."""
+        return self.build_encoder()
+
+
+class Pipeline(nn.Module):
+    """One recipe at work. `modalign.build` makes it; only `trainable()` is ever trained."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stream: TokenStreamSpec,
+        parts: Parts,
+        head: nn.Module,
+        soft_tokens: nn.Parameter,
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.stream = stream
+        self.parts = parts
+        self.head = head
+        self.soft_tokens = soft_tokens  # (1, S, C)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every trained tensor by name: the optimiser, EMA and checkpoints all use this."""
+        return dict(self.named_parameters())
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """A batch on the CPU from training pairs. Pure and picklable: workers may run it."""
+        images = [example.image for example in examples if example.image is not None]
+        if len(images) != len(examples):
+            raise ValueError("every training example needs the image that the encoder reads")
+        return {
+            "prompt": self.parts.vlm.prepare([example.prompt for example in examples]),
+            "image": self.parts.encoder.prepare(images),
+        }
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Losses of one batch by name; "loss" is the one to minimise.
+
+        A batch may carry "target", a stream that was encoded earlier, instead of "image".
+        """
+        if "target" in batch:
+            target = {name: tokens.to(self.device) for name, tokens in batch["target"].items()}
+        else:
+            target = self.parts.encoder.encode(batch["image"])
+        self.stream.check(target)
+        output = self.parts.vlm.read(batch["prompt"], self.soft_tokens)
+        return self.parts.objective(
+            self.head, output.hidden, target, lm_loss=output.lm_loss, generator=generator
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head and the soft tokens live."""
+        return self.soft_tokens.device
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        """What the head is conditioned on: hidden states (B, S, C) at the soft tokens.
+
+        Raises:
+            PromptError: there is no prompt, or one that the VLM cannot read.
+            GenerationError: the VLM returned numbers that are not finite.
+        """
+        asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        if not asked:
+            raise PromptError("no prompt was given")
+        for prompt in asked:
+            if not prompt.text.strip():
+                raise PromptError("the prompt is empty; describe what to make")
+        hidden = self.parts.vlm.read(self.parts.vlm.prepare(asked), self.soft_tokens).hidden
+        require_finite("vision-language model", {"hidden": hidden})
+        return hidden
+
+    @torch.no_grad()
+    def align(
+        self,
+        prompts: Sequence[str | Prompt],
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> TokenStream:
+        """The encoder's stream for each prompt, in the head's space, {name: (B, K, D)}.
+
+        Element k starts from noise of seed `seed + k`, whatever else is in the batch.
+        `num_inference_steps` and `guidance_scale` (1 is off) default to the recipe's.
+        """
+        sampler = self._sampler(num_inference_steps, guidance_scale)
+        report = _reporter(progress, "soft tokens", 1)
+        condition = self.condition(prompts)
+        report(1)
+        report = _reporter(progress, "alignment", sampler.steps)
+        stream: TokenStream = sample(
+            self.head,
+            self.stream,
+            condition,
+            flow=self.recipe.flow,
+            sampler=sampler,
+            generators=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
+            progress=report,
+        )
+        require_finite("alignment", stream)
+        return project(self.stream, stream) if sampler.project else stream
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Prompt,
+        *,
+        seed: int = 0,
+        num_samples: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> list[Asset]:
+        """`num_samples` assets for one prompt; `options` go to the generator.
+
+        Sample k depends on `seed + k` only.
+
+        Raises:
+            BuildError: the recipe has no generator.
+            GenerationError: a stage produced nothing usable; the message names it.
+        """
+        if self.parts.generator is None:
+            raise BuildError(f"recipe {self.recipe.name!r} has no generator; use align()")
+        stream = self.align(
+            [prompt] * num_samples,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            progress=progress,
+        )
+        return self.parts.generator.generate(
+            self.parts.connect(stream), seed=seed, progress=progress, **options
+        )
+
+    def _sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:
+        changes = {"steps": steps, "guidance": guidance}
+        return SamplerConfig.model_validate(
+            self.recipe.sampler.model_dump()
+            | {name: value for name, value in changes.items() if value is not None}
+        )
+
+
+def require_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that are not finite.
+
+    Raises:
+        GenerationError: names the stage and the tensor.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise GenerationError(f"stage {stage!r} produced non-finite numbers in {name!r}")
+
+
+def _reporter(progress: ProgressCallback | None, stage: str, total: int) -> Callable[[int], None]:
+    def report(step: int) -> None:
+        if progress is not None:
+            progress(Progress(stage, step, total))
+
+    return report

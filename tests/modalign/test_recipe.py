@@ -1,0 +1,42 @@
+"""Recipes as values."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from modalign import DiTConfig, Recipe, Ref, SamplerConfig
+
+RECIPE = Recipe(
+    name="test",
+    vlm="a",
+    encoder="b",
+    generator=None,
+    objective=Ref(name="flow-matching"),
+    head=DiTConfig(hidden_size=64, depth=2, num_heads=4),
+)
+
+
+def test_derive_changes_only_what_it_names() -> None:
+    changed = RECIPE.derive(name="fast", sampler={"steps": 5})
+    assert changed.sampler == SamplerConfig(steps=5)
+    assert changed.head == RECIPE.head
+    assert RECIPE.sampler.steps == 50
+
+
+def test_derive_validates() -> None:
+    with pytest.raises(ValidationError, match="stps"):
+        RECIPE.derive(sampler={"stps": 5})
+    with pytest.raises(ValidationError, match=r"hidden_size \(64\) must be divisible by num_heads"):
+        RECIPE.derive(head={"num_heads": 7})
+    with pytest.raises(ValidationError, match="nonsense"):
+        RECIPE.derive(nonsense=1)
+
+
+def test_a_recipe_survives_json() -> None:
+    assert Recipe.model_validate_json(RECIPE.model_dump_json()) == RECIPE
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RECIPE.name = "other"  # type: ignore[misc]

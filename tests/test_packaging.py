@@ -1,0 +1,63 @@
+"""The distribution: what is listed is what is there, and strangers plug in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+from modalign import TokenStreamSpec, installed
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_package_list_equals_the_tree() -> None:
+    homes = {"modalign": ROOT / "modalign", "modalign_plugins": ROOT / "plugins"}
+    found = []
+    for name, home in homes.items():
+        for marker in home.rglob("__init__.py"):
+            found.append(".".join((name, *marker.parent.relative_to(home).parts)))
+    assert PROJECT["tool"]["setuptools"]["packages"] == sorted(found)
+
+
+def test_every_plugin_module_with_a_hook_has_an_entry_point() -> None:
+    points = set(PROJECT["project"]["entry-points"]["modalign"].values())
+    hooked = set()
+    for name, home in (("modalign", ROOT / "modalign"), ("modalign_plugins", ROOT / "plugins")):
+        for path in home.rglob("*.py"):
+            if "\n@hookimpl\n" in path.read_text():
+                parts = path.relative_to(home).with_suffix("").parts
+                hooked.add(".".join((name, *(part for part in parts if part != "__init__"))))
+    assert points == hooked
+
+
+def test_every_installed_plugin_loads() -> None:
+    assert installed().failures == {}
+
+
+def test_the_shipped_weights_fit_their_budget() -> None:
+    files = [path for path in (ROOT / "plugins" / "weights").rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    assert total <= 40e6, f"{total / 1e6:.1f} MB of weights; the package ships at most 40 MB"
+
+
+def test_no_lock_file_names_a_registry() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert "://" not in line
+    assert not list(ROOT.glob("*.lock"))
+
+
+def test_an_outside_distribution_is_found() -> None:
+    """`examples/modalign_dinov3` is installed by the test command, as anybody's plugin would be."""
+    assert importlib.metadata.version("modalign-dinov3")
+    registry = installed()
+    spec = registry.get("encoders", "dinov3-vits16")
+    assert registry.owners["encoders", "dinov3-vits16"] == "modalign-dinov3:dinov3"
+    assert isinstance(spec.stream, TokenStreamSpec)
+
+
+def test_the_outside_encoder_keeps_the_contract() -> None:
+    from modalign.testing import check_encoder
+
+    check_encoder(installed().get("encoders", "dinov3-vits16"))
