@@ -1,0 +1,146 @@
+"""What the trainings read over and over, drawn once from toybox into `runs/mini/cache/`.
+
+Everything here can be deleted; it is made again from the world's seed. Files are plain arrays,
+written under a temporary name and renamed when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+from modalign_plugins.datasets.toybox import Toybox, captions
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+from trainer import RUNS
+
+SIZE = 112
+TRAIN_OBJECTS = 8000
+TEXT_OBJECTS = 16_000
+VIEWS = ("scene", "scene", "asset", "asset")  # of every training object
+FOLDER = RUNS / "cache"
+
+WORLD = Toybox(seed=0)
+
+
+def views(split: str, kinds: Sequence[str], index: int) -> NDArray[np.uint8]:
+    """Pictures (V, H, W, 3) of one object; the n-th of a kind is its view n."""
+    seen: dict[str, int] = {}
+    pictures = []
+    for kind in kinds:
+        view = seen.get(kind, 0)
+        seen[kind] = view + 1
+        draw = WORLD.scene if kind == "scene" else WORLD.asset
+        pictures.append(draw(index, split, size=SIZE, view=view).image)
+    return np.stack(pictures)
+
+
+def _train_views(index: int) -> NDArray[np.uint8]:
+    return views("train", VIEWS, index)
+
+
+def drawn(
+    name: str, shape: tuple[int, ...], make: Callable[[int], NDArray], dtype: str
+) -> np.memmap:
+    """The array `name`, row i made by `make(i)` on every core, read from disk if it is there."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.npy"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            rows = pool.map(make, range(shape[0]), chunksize=16)
+            for index, row in enumerate(track(rows, f"drawing {name}", total=shape[0])):
+                array[index] = row
+        array.flush()
+        os.replace(temporary, path)
+    return np.lib.format.open_memmap(path, "r")
+
+
+def pictures() -> np.memmap:
+    """Training pictures (objects, views, H, W, 3) uint8: two scenes and two assets of each."""
+    shape = (TRAIN_OBJECTS, len(VIEWS), SIZE, SIZE, 3)
+    return drawn("pictures", shape, _train_views, "u1")
+
+
+def surface(resolution: int) -> np.memmap:
+    """Cells that the surface of each training object crosses, (objects, R, R, R) bool."""
+    shape = (TRAIN_OBJECTS, resolution, resolution, resolution)
+    return drawn(f"surface-{resolution}", shape, Surface(resolution), "?")
+
+
+def tokens() -> NDArray[np.float16]:
+    """The encoder's tokens (objects, views, N, D) float16 of all `pictures`."""
+    import modalign
+
+    path = FOLDER / "tokens.npy"
+    if not path.exists():
+        encoder = modalign.installed().get("encoders", "dinov2-mini-reg").build()
+        shown = pictures()
+        stream = encoder.stream
+        shape = (*shown.shape[:2], stream.num_tokens, stream.groups[0].dim)
+        array = np.lib.format.open_memmap(path.with_suffix(".tmp"), "w+", "f2", shape)
+        for start in track(range(0, len(shown), 16), "encoding pictures"):
+            rows = shown[start : start + 16]
+            images = [Image.fromarray(image) for image in rows.reshape(-1, SIZE, SIZE, 3)]
+            found = encoder.tokens(encoder.prepare(images)).numpy()
+            array[start : start + 16] = found.reshape(*rows.shape[:2], *found.shape[1:])
+        array.flush()
+        os.replace(path.with_suffix(".tmp"), path)
+    return np.lib.format.open_memmap(path, "r")
+
+
+class Surface:
+    """Picklable: the surface cells of training object i."""
+
+    def __init__(self, resolution: int) -> None:
+        self.resolution = resolution
+
+    def __call__(self, index: int) -> NDArray[np.bool_]:
+        """Cells (R, R, R)."""
+        return WORLD.object(index, "train").surface_voxels(self.resolution)
+
+
+def _text(index: int) -> str:
+    toy = WORLD.object(index)
+    rng = np.random.default_rng(index)
+    edits = [
+        {
+            "instruction": edit.instruction,
+            "short": captions.short(edit.object, None, rng)[:2],
+            "long": captions.long(edit.object, None, rng)[:1],
+        }
+        for edit in WORLD.edits(index)
+    ]
+    row = {
+        "family": toy.family,
+        "short": WORLD.captions(index, length="short"),
+        "long": WORLD.captions(index, length="long"),
+        "questions": WORLD.questions(index),
+        "edits": edits,
+    }
+    return json.dumps(row)
+
+
+def texts() -> list[dict[str, Any]]:
+    """Captions, questions and edits of the first `TEXT_OBJECTS` training objects."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / "texts.jsonl"
+    if not path.exists():
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            rows = pool.map(_text, range(TEXT_OBJECTS), chunksize=64)
+            lines = list(track(rows, "writing texts", total=TEXT_OBJECTS))
+        path.with_suffix(".tmp").write_text("\n".join(lines))
+        os.replace(path.with_suffix(".tmp"), path)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    texts()
+    pictures()
+    surface(16)

@@ -1,0 +1,108 @@
+"""Put trained weights where the package ships them, with where they came from in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from trainer import HERE, Trainer
+
+WEIGHTS = HERE.parents[1] / "plugins" / "weights"
+DATA_SEED = 0
+
+
+def commit() -> str:
+    """The commit whose code trained the weights, marked if files differ from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return said.stdout.strip()
+
+
+def history(trainer: Trainer) -> dict[str, Any]:
+    """Where weights come from: script, steps, seconds, data and commit."""
+    return {
+        "script": f"examples/mini/{trainer.name.split('-')[0]}.py",
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds),
+        "data": f"toybox, seed {DATA_SEED}",
+        "commit": commit(),
+    }
+
+
+def publish_module(
+    module: nn.Module, kind: str, args: dict[str, Any], name: str, trainer: Trainer
+) -> None:
+    """One model of the mini TRELLIS in the official layout: `ckpts/<name>.json` + safetensors."""
+    target = publish(
+        lambda path: save_file(
+            {key: value.contiguous() for key, value in module.state_dict().items()}, path
+        ),
+        f"trellis-mini/ckpts/{name}.safetensors",
+        trainer,
+    )
+    target.with_suffix(".json").write_text(
+        json.dumps({"name": kind, "args": args}, indent=1) + "\n"
+    )
+
+
+def publish(save: Callable[..., None], name: str, trainer: Trainer) -> Path:
+    """Write weights in float16 through `save(path)` and add the training's own facts.
+
+    One safetensors file; its header says by which script, steps, seconds, data seed and commit.
+    """
+    target = WEIGHTS / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    save(temporary)
+    with safe_open(temporary, "pt") as written:
+        metadata = dict(written.metadata() or {})
+        tensors = {key: written.get_tensor(key) for key in written.keys()}  # noqa: SIM118
+    halves = {
+        key: value.half() if value.dtype == torch.float32 else value
+        for key, value in tensors.items()
+    }
+    metadata["training"] = json.dumps(history(trainer))
+    save_file(halves, temporary, metadata=metadata)
+    os.replace(temporary, target)
+    print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")  # noqa: T201
+    return target
+
+
+def write_pipeline(mean: list[float], std: list[float]) -> None:
+    """The mini TRELLIS's pipeline.json, in the official layout."""
+    sampler = {
+        "name": "FlowEulerGuidanceIntervalSampler",
+        "args": {"sigma_min": 1e-5},
+        "params": {"steps": 20, "cfg_strength": 2.0, "cfg_interval": [0.5, 1.0], "rescale_t": 2.0},
+    }
+    models = {
+        "sparse_structure_flow_model": "ckpts/ss_flow",
+        "sparse_structure_decoder": "ckpts/ss_dec",
+        "slat_flow_model": "ckpts/slat_flow",
+        "slat_decoder_mesh": "ckpts/slat_dec_mesh",
+    }
+    content = {
+        "name": "TrellisImageTo3DPipeline",
+        "args": {
+            "models": models,
+            "sparse_structure_sampler": sampler,
+            "slat_sampler": sampler,
+            "slat_normalization": {"mean": mean, "std": std},
+            "fill_cavities": True,
+        },
+    }
+    path = WEIGHTS / "trellis-mini" / "pipeline.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
