@@ -82,7 +82,7 @@ def grid_attributes(raw: SparseTensor, resolution: int) -> GridAttributes:
     """The grid vertices of raw features (N, 101), differentiable; one set for the whole batch."""
     keys, fold = _vertices(raw, resolution)
     # One split: the gradient of each slice alone would be a tensor of the full width.
-    sdf, deform, _, color = raw.feats.split(CHANNELS, dim=1)
+    sdf, deform, _, color = torch.split(raw.feats, CHANNELS, dim=1)
     corner_feats = torch.cat(
         [sdf.reshape(-1, 1), deform.reshape(-1, 3), color.reshape(-1, NUM_COLORS)], dim=1
     )  # (8N, 10)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from modalign import WeightsError
 
 from .config import ModelFile, Normalization, PipelineFile, TrellisConfig
+from .gaussians import SLatGaussianDecoder
 from .layers import SparseConv3d
+from .radiance_field import SLatRadianceFieldDecoder
 from .slat_flow import SLatFlowModel
 from .slat_vae import SLatEncoder, SLatMeshDecoder
 from .structure_flow import SparseStructureFlowModel
@@ -32,6 +34,10 @@ CLASSES: dict[str, Callable[..., nn.Module]] = {
     "ElasticSLatFlowModel": SLatFlowModel,
     "SLatMeshDecoder": SLatMeshDecoder,
     "ElasticSLatMeshDecoder": SLatMeshDecoder,
+    "SLatGaussianDecoder": SLatGaussianDecoder,
+    "ElasticSLatGaussianDecoder": SLatGaussianDecoder,
+    "SLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
+    "ElasticSLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
     "SLatEncoder": SLatEncoder,
     "ElasticSLatEncoder": SLatEncoder,
 }

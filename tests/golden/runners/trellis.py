@@ -12,8 +12,10 @@ from modalign_plugins.generators.trellis import (
     attention,
     embedders,
     flexicubes,
+    gaussians,
     layers,
     preprocess,
+    radiance_field,
     sampler,
     slat_flow,
     slat_vae,
@@ -21,7 +23,6 @@ from modalign_plugins.generators.trellis import (
     structure_vae,
 )
 from modalign_plugins.generators.trellis.config import SamplerSettings
-from modalign_plugins.generators.trellis.gaussians import hammersley
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
@@ -310,11 +311,71 @@ def cameras(case: Case) -> Outputs:
     }
     for name, expected in case.expected.items():
         if match := re.fullmatch(r"hammersley(\d+)_\d+", name):
-            outputs[name] = hammersley(len(expected), int(match[1]))
+            outputs[name] = gaussians.hammersley(len(expected), int(match[1]))
         elif name.startswith("sphere_hammersley"):
-            even = hammersley(len(expected), 2)
+            even = gaussians.hammersley(len(expected), 2)
             pitch = (1 - 2 * even[:, 0]).acos() - math.pi / 2
             outputs[name] = torch.stack([2 * math.pi * even[:, 1], pitch], dim=1)
+    return outputs
+
+
+def gaussian_outputs(splats: list[gaussians.Gaussians]) -> Outputs:
+    outputs: Outputs = {}
+    for number, splat in enumerate(splats):
+        outputs |= {f"b{number}.{name}": value for name, value in vars(splat).items()}
+        upper = splat.covariance[:, *torch.triu_indices(3, 3)]
+        outputs[f"b{number}.covariance6"] = upper * 1e6
+        outputs[f"b{number}.raw_xyz_unit"] = splat.xyz + 0.5
+    return outputs
+
+
+@torch.no_grad()
+def slat_dec_gs(case: Case) -> Outputs:
+    model = gaussians.SLatGaussianDecoder(**arguments(case, {"attn_mode", "use_fp16"}))
+    loaded(model, case)
+    raw = model(sparse_input(case))
+    return {"raw": raw.feats, **gaussian_outputs(model.gaussians(raw))}
+
+
+def activated(case: Case, args: dict[str, Any]) -> list[gaussians.Gaussians]:
+    head = gaussians.GaussianHead(args["representation_config"], args["resolution"])
+    raw = sparse_input(case)
+    places = torch.split(raw.at.coords[:, 1:], raw.at.segments.counts)
+    perturbation = head.offset_perturbation()
+    return [head.activate(*pair, perturbation) for pair in zip(places, raw.split(), strict=True)]
+
+
+@torch.no_grad()
+def gaussian_activation(case: Case) -> Outputs:
+    args = case.config["args"]
+    head = gaussians.GaussianHead(args["representation_config"], args["resolution"])
+    outputs = gaussian_outputs(activated(case, args))
+    return {"offset_perturbation": head.offset_perturbation(), **outputs}
+
+
+@torch.no_grad()
+def gaussian_ply(case: Case) -> Outputs:
+    """The columns of element 0; a quaternion and its negative are the same rotation."""
+    released = {
+        "representation_config": gaussians.RELEASED_REPRESENTATION,
+        "resolution": gaussians.RELEASED_RESOLUTION,
+    }
+    columns = activated(case, released | case.config.get("args", {}))[0].ply_columns()
+    names = [f"rot_{k}" for k in range(4)]
+    ours = torch.stack([columns[name] for name in names])
+    theirs = torch.stack([case.expected[name] for name in names])
+    sign = torch.where((ours * theirs).sum(dim=0) < 0, -1, 1)
+    return columns | dict(zip(names, ours * sign, strict=True))
+
+
+@torch.no_grad()
+def slat_dec_rf(case: Case) -> Outputs:
+    model = radiance_field.SLatRadianceFieldDecoder(**arguments(case, {"attn_mode", "use_fp16"}))
+    loaded(model, case)
+    raw = model(sparse_input(case))
+    outputs = {"raw": raw.feats}
+    for number, field in enumerate(model.fields(raw)):
+        outputs |= {f"b{number}.{name}": value for name, value in vars(field).items()}
     return outputs
 
 
@@ -322,10 +383,14 @@ RUNNERS: dict[str, Runner] = {
     "trellis.cameras": cameras,
     "trellis.embedders": embedder_tables,
     "trellis.flexicubes": flexicubes_mesh,
+    "trellis.gaussian_activation": gaussian_activation,
+    "trellis.gaussian_ply": gaussian_ply,
     "trellis.mesh_subdivide_block": mesh_subdivide_block,
     "trellis.preprocess_image": preprocess_image,
     "trellis.sampler": sampler_runs,
     "trellis.sampler_multi_image": sampler_multi_image,
+    "trellis.slat_dec_gs": slat_dec_gs,
+    "trellis.slat_dec_rf": slat_dec_rf,
     "trellis.slat_dec_mesh": slat_dec_mesh,
     "trellis.slat_flow": slat_flow_model,
     "trellis.sparse_conv3d": sparse_conv3d,

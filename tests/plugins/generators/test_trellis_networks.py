@@ -1,0 +1,243 @@
+"""The networks: released layouts, exact savings, independence of the batch, training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from modalign_plugins.generators.trellis import attention, loader, sizes
+from modalign_plugins.generators.trellis.blocks import FlowContext
+from modalign_plugins.generators.trellis.config import ModelFile
+from modalign_plugins.generators.trellis.groups import Segments, TokenGroups
+from modalign_plugins.generators.trellis.slat_flow import SLatFlowModel
+from modalign_plugins.generators.trellis.slat_vae import SLatEncoder, SLatMeshDecoder
+from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
+from modalign_plugins.generators.trellis.structure_flow import SparseStructureFlowModel
+from modalign_plugins.generators.trellis.structure_vae import (
+    SparseStructureDecoder,
+    SparseStructureEncoder,
+    sample_posterior,
+)
+from torch import nn
+
+from .trellis_worlds import scattered, shaken
+
+RELEASED = json.loads((Path(__file__).parent / "trellis_released.json").read_text())
+FLOW = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 24,
+    "cond_channels": 10,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "qk_rms_norm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def structure_flow():
+    return shaken(SparseStructureFlowModel(resolution=4, patch_size=2, **FLOW))
+
+
+@pytest.fixture(scope="module")
+def latent_flow():
+    return shaken(SLatFlowModel(resolution=8, io_block_channels=[12], **FLOW))
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("file", RELEASED)
+def test_a_released_network_has_the_keys_shapes_types_and_sizes_of_its_file(file):
+    """Against the listed tensors of each published checkpoint."""
+    released = RELEASED[file]
+    with torch.device("meta"):
+        model = loader.build_model(ModelFile(name=released["name"], args=released["args"]), file)
+    loader.cast_trunk(model, torch.float16)
+    assert sum(p.numel() for p in model.parameters()) == released["parameters"]
+    lines = [
+        f"{key} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+        for key, tensor in model.state_dict().items()
+    ]
+    assert len(lines) == released["tensors"]
+    assert hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() == released["sha256"]
+
+
+def test_the_built_in_image_large_is_the_released_one():
+    files = sizes.LARGE_PIPELINE.args.models
+    for role, model in sizes.LARGE_MODELS.items():
+        released = RELEASED[files[role].removeprefix("ckpts/")]
+        for name, value in model.args.items():
+            assert released["args"].get(name, value) == value, (role, name)
+        assert released["name"].removeprefix("Elastic") == model.name
+
+
+def test_attention_in_groups_is_masked_attention():
+    keys = torch.randint(0, 7, (60,), generator=torch.Generator().manual_seed(0))
+    qkv = randn(60, 3, 2, 8)
+    ours = attention.attend_in_groups(qkv, TokenGroups.from_keys(keys))
+    q, k, v = qkv.unbind(1)
+    mask = (keys[:, None] == keys)[None]
+    dense = attention.attend(q, k, v, mask)
+    torch.testing.assert_close(ours, dense, atol=1e-6, rtol=1e-5)
+
+
+def test_the_half_precision_path_on_the_cpu_is_the_fused_one():
+    q, k, v = (randn(3, 5, 2, 8, seed=seed).bfloat16() for seed in range(3))
+    mask = torch.rand(3, 1, 1, 5, generator=torch.Generator().manual_seed(0)) < 0.7
+    mask[..., 0] = True
+    products = attention.attend(q, k, v, mask)
+    with torch.no_grad():
+        fused = attention.attend(q, k, v, mask)
+    torch.testing.assert_close(products, fused, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_an_all_zero_context_gives_every_query_one_constant(norm):
+    """All keys are equal, so attention is uniform: nothing needs to be computed."""
+    cross = shaken(attention.CrossAttention(16, 10, 4, qk_rms_norm=norm))
+    segments = Segments([5, 7], torch.device("cpu"))
+    x = randn(12, 16)
+    zeros = cross.read(torch.zeros(2, 3, 10))
+    computed = cross(x, zeros, segments)
+    nothing = attention.KeysValues(zeros.keys[:0], zeros.values[:0])
+    torch.testing.assert_close(cross(x, nothing, segments), computed, atol=1e-6, rtol=1e-5)
+
+
+def test_one_guided_call_equals_two_calls_of_the_structure_flow(structure_flow):
+    x, t, condition = randn(1, 4, 4, 4, 4), torch.tensor([700.0]), randn(1, 5, 10)
+    context = structure_flow.read(condition)
+    both = structure_flow(x.repeat(2, 1, 1, 1, 1), t.repeat(2), context)
+    torch.testing.assert_close(both[:1], structure_flow(x, t, condition), atol=1e-5, rtol=1e-5)
+    without = structure_flow(x, t, torch.zeros_like(condition))
+    torch.testing.assert_close(both[1:], without, atol=1e-5, rtol=1e-5)
+    assert (both[:1] - both[1:]).abs().max() > 1e-3
+
+
+def test_one_guided_call_equals_two_calls_of_the_latent_flow(latent_flow):
+    coords = scattered(8, batch=1)
+    at, t, condition = Coordinates(coords), torch.tensor([300.0]), randn(1, 5, 10)
+    feats = randn(len(at), 4)
+    both = latent_flow(
+        SparseTensor(at.repeated(2), feats.repeat(2, 1)), t.repeat(2), latent_flow.read(condition)
+    ).feats
+    alone = latent_flow(SparseTensor(at, feats), t, condition).feats
+    without = latent_flow(SparseTensor(at, feats), t, torch.zeros_like(condition)).feats
+    torch.testing.assert_close(both[: len(at)], alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both[len(at) :], without, atol=1e-5, rtol=1e-5)
+
+
+def test_a_context_larger_than_the_batch_is_refused(structure_flow):
+    context = structure_flow.read(randn(3, 5, 10))
+    with pytest.raises(ValueError, match="context of 3"):
+        structure_flow(randn(2, 4, 4, 4, 4), torch.tensor([1.0, 2.0]), context)
+    assert isinstance(context, FlowContext)
+
+
+@pytest.mark.parametrize("kind", ["flow", "encoder", "decoder"])
+def test_batch_elements_do_not_see_each_other(kind, latent_flow):
+    at = Coordinates(scattered(8))
+    feats, t, condition = randn(len(at), 4), torch.tensor([10.0, 400.0, 900.0]), randn(3, 5, 10)
+    sizes_ = {"resolution": 8, "model_channels": 16, "latent_channels": 4, "num_blocks": 2}
+    if kind == "encoder":
+        model = shaken(SLatEncoder(in_channels=4, num_heads=2, window_size=4, **sizes_))
+    elif kind == "decoder":
+        model = shaken(SLatMeshDecoder(num_heads=2, window_size=4, num_groups=2, **sizes_))
+
+    def run(x, rows):
+        if kind == "flow":
+            return latent_flow(x, t[rows], condition[rows]).feats
+        out = model(x)
+        return torch.cat(out, dim=1) if kind == "encoder" else out.feats
+
+    whole = run(SparseTensor(at, feats), slice(None))
+    per_voxel = len(whole) // len(at)
+    start = 0
+    for element, rows in enumerate(feats.split(at.segments.counts)):
+        coords = at.coords[at.coords[:, 0] == element].clone()
+        coords[:, 0] = 0
+        alone = run(SparseTensor.from_coords(coords, rows), slice(element, element + 1))
+        end = start + len(rows) * per_voxel
+        torch.testing.assert_close(whole[start:end], alone, atol=2e-4, rtol=2e-4)
+        start = end
+
+
+def test_a_new_flow_predicts_nothing_and_learns():
+    """Output layers start at zero; a few steps towards a target must lower the error."""
+    torch.manual_seed(0)
+    model = SLatFlowModel(resolution=8, io_block_channels=[12], **FLOW)
+    at = Coordinates(scattered(8))
+    x, target = SparseTensor(at, randn(len(at), 4)), randn(len(at), 4, seed=1) * 0.1 + 0.5
+    t, condition = torch.tensor([10.0, 400.0, 900.0]), randn(3, 5, 10)
+    assert model(x, t, condition).feats.abs().max() == 0
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = (model(x, t, condition).feats - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_structure_vae_halves_and_doubles_and_every_weight_gets_a_gradient():
+    encoder = shaken(
+        SparseStructureEncoder(
+            in_channels=1, latent_channels=4, num_res_blocks=1, channels=[8, 8, 16]
+        )
+    )
+    decoder = shaken(
+        SparseStructureDecoder(
+            out_channels=1, latent_channels=4, num_res_blocks=1, channels=[16, 8, 8]
+        )
+    )
+    grid = (randn(2, 1, 8, 8, 8) > 0).float()
+    mean, logvar = encoder(grid)
+    assert mean.shape == logvar.shape == (2, 4, 2, 2, 2)
+    latent = sample_posterior(mean, logvar, torch.Generator().manual_seed(0))
+    logits = decoder(latent)
+    assert logits.shape == grid.shape
+    nn.functional.binary_cross_entropy_with_logits(logits, grid).backward()
+    for module in (encoder, decoder):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_every_weight_of_the_mesh_decoder_gets_a_gradient():
+    model = shaken(
+        SLatMeshDecoder(
+            resolution=8,
+            model_channels=16,
+            latent_channels=4,
+            num_blocks=2,
+            num_heads=2,
+            window_size=4,
+            num_groups=2,
+        )
+    )
+    at = Coordinates(scattered(8))
+    raw = model(SparseTensor(at, randn(len(at), 4)))
+    assert raw.feats.shape == (64 * len(at), 101)
+    assert model.mesh_resolution == 32
+    raw.feats.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_trains_sparse_layers_in_half_precision():
+    model = shaken(SLatFlowModel(resolution=8, io_block_channels=[12], **FLOW))
+    at = Coordinates(scattered(8))
+    x, t, condition = (
+        SparseTensor(at, randn(len(at), 4)),
+        torch.tensor([1.0, 2, 3]),
+        randn(3, 5, 10),
+    )
+    full = model(x, t, condition).feats
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(x, t, condition).feats
+        half.float().square().mean().backward()
+    assert (half.float() - full).norm() / full.norm() < 0.1
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
