@@ -41,6 +41,10 @@ class TokenGroups:
     @classmethod
     def from_segments(cls, counts: Sequence[int], device: torch.device) -> TokenGroups:
         """Groups of consecutive tokens, `counts` long."""
+        if len(set(counts)) == 1:
+            rows = torch.arange(len(counts) * counts[0], device=device)
+            number = torch.arange(len(counts), device=device)
+            return cls(rows, rows, [Bucket(0, len(counts), counts[0], number, None)])
         number = torch.arange(len(counts), device=device)
         return cls.from_keys(number.repeat_interleave(torch.tensor(counts, device=device)))
 
@@ -86,7 +90,7 @@ def _padded_lengths(count: Tensor) -> Tensor:
     if len(torch.unique(count)) <= 1:
         return count
     # Eight steps per octave waste at most an eighth of a row.
-    octave = torch.floor(torch.log2(count.double())).clamp(min=3)
+    octave = torch.floor(torch.log2(count.float())).clamp(min=3)
     step = torch.pow(2.0, octave - 2)
     return (torch.ceil(count / step) * step).long()
 

@@ -134,6 +134,46 @@ class _SubdividedProduct(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
+def _gather_sum(padded: Tensor, index: Tensor) -> Tensor:
+    """Sums (K, O) of the rows padded[index[n]] of (N + 1, O) and (K, T)."""
+    out = padded.new_empty(len(index), padded.shape[1])
+    for run, rows in _chunks(index, padded.shape[1]):
+        torch.sum(_gathered(padded, rows).view(*rows.shape, -1), dim=1, out=out[run])
+    return out
+
+
+class _UpsampledProduct(torch.autograd.Function):
+    """The same product for fine voxels that have the features of their coarse parents x (M, C).
+
+    There are fewer parents than voxels and fewer outputs than inputs: products come first, then
+    each voxel gathers what its neighbours' parents have for it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, sources: Tensor, targets: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, targets)
+        products = x @ weight.transpose(0, 1).flatten(1)  # (M, 27 O)
+        tap = torch.arange(KERNEL_VOLUME, dtype=torch.int32, device=x.device)
+        index = torch.where(sources < len(x), sources * KERNEL_VOLUME + tap, len(x) * KERNEL_VOLUME)
+        return _gather_sum(_with_zero_row(products.view(-1, weight.shape[2])), index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_x = grad_weight = None
+        per_tap = _gather_sum(_with_zero_row(grad.contiguous()), targets.flatten(0, 1))
+        per_tap = per_tap.view(len(x), -1)  # (M, 27 O)
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            grad_x = per_tap @ weight.transpose(1, 2).flatten(0, 1)
+        if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+            outer = x.t() @ per_tap
+            grad_weight = outer.view(x.shape[1], KERNEL_VOLUME, -1).transpose(0, 1)
+        return grad_x, grad_weight, None, None
+
+
 @functools.cache
 def _parent_sums(device: torch.device) -> tuple[Tensor, Tensor]:
     """The 8 parent taps of each child (8, 8), and which taps they sum up (8, 8, 27), 0 or 1."""
@@ -187,6 +227,13 @@ class SparseConv3d(nn.Module):
         weight = torch.einsum("cpt,tio->cpio", summed.to(taps.dtype), taps)
         product: Tensor = _SubdividedProduct.apply(feats, weight, x.at.neighbours, parents)
         return SparseTensor(x.at.subdivided, product + self.conv.bias.to(product.dtype))
+
+    def on_upsampled(self, x: SparseTensor, like: SparseTensor, factor: int) -> SparseTensor:
+        """Features (N, O): this convolution of `upsample(x, like, factor)`, for less."""
+        feats, taps = self._operands(x)
+        pooling = like.at.pooling(factor)
+        product: Tensor = _UpsampledProduct.apply(feats, taps, pooling.sources, pooling.targets)
+        return like.replace(product + self.conv.bias.to(product.dtype))
 
     def _operands(self, x: SparseTensor) -> tuple[Tensor, Tensor]:
         """Features and the matrix of every tap (27, C, O), in autocast's type where it is on."""
@@ -290,14 +337,19 @@ class SparseResBlock3d(nn.Module):
         """Features (N, O); embedding (B, embedding_channels); `like` has the voxels to go up to."""
         if self.resample == "down":
             x = downsample(x, self.factor)
-        elif self.resample == "up":
+        h = x.replace(F.silu(self.norm1(x.feats)))
+        skip = x.replace(self.skip_connection(x.feats))
+        if self.resample == "up":
+            # What is done per voxel is done before there are more of them.
             assert like is not None
-            x = upsample(x, like, self.factor)
-        scale_shift = x.at.segments.spread(self.emb_layers(embedding).to(x.feats.dtype))
+            h = self.conv1.on_upsampled(h, like, self.factor)
+            skip = upsample(skip, like, self.factor)
+        else:
+            h = self.conv1(h)
+        scale_shift = h.at.segments.spread(self.emb_layers(embedding).to(h.feats.dtype))
         scale, shift = scale_shift.chunk(2, dim=-1)
-        h: SparseTensor = self.conv1(x.replace(F.silu(self.norm1(x.feats))))
         h = h.replace(F.silu(self.norm2(h.feats) * (1 + scale) + shift))
-        out: Tensor = self.conv2(h).feats + self.skip_connection(x.feats)
+        out: Tensor = self.conv2(h).feats + skip.feats
         return h.replace(out)
 
 

@@ -22,10 +22,33 @@ KERNEL_VOLUME = 27
 
 @dataclass(frozen=True)
 class Pooling:
-    """How fine voxels fold into coarse ones."""
+    """How fine voxels fold into coarse ones.
+
+    Attributes:
+        coarse: M coarse voxels.
+        fold: of the N fine rows into the M coarse ones.
+        sources: coarse row of each of the 27 neighbours of a fine voxel, (N, 27) int32, M where
+            there is none.
+        targets: for each coarse row and tap, the fine rows that read it there, (M, 27, width)
+            int32, N where there is none.
+    """
 
     coarse: Coordinates
     fold: Fold
+    neighbours: Tensor
+
+    @cached_property
+    def sources(self) -> Tensor:  # noqa: D102
+        parent = torch.cat([self.fold.parent, self.fold.parent.new_tensor([len(self.coarse)])])
+        return parent[self.neighbours].to(torch.int32)
+
+    @cached_property
+    def targets(self) -> Tensor:  # noqa: D102
+        total = len(self.neighbours)
+        none = self.neighbours.new_full((1, KERNEL_VOLUME), total)
+        # A voxel is read at tap k by its neighbour on the opposite side.
+        readers = torch.cat([self.neighbours.flip(1), none])  # (N + 1, 27)
+        return readers[self.fold.children].transpose(1, 2)
 
 
 class Coordinates:
@@ -116,7 +139,7 @@ class Coordinates:
         within = self.coords[:, 1:].long() % factor
         place = (within[:, 0] * factor + within[:, 1]) * factor + within[:, 2]
         fold = Fold(parent, place, factor**3, len(unique))
-        return Pooling(Coordinates(coarse, self.batch_size), fold)
+        return Pooling(Coordinates(coarse, self.batch_size), fold, self.neighbours)
 
     @cached_property
     def subdivided(self) -> Coordinates:

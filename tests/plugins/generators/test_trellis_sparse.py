@@ -75,6 +75,21 @@ def test_convolving_children_through_their_parents_changes_nothing(at):
     )
 
 
+def test_convolving_upsampled_voxels_through_their_parents_changes_nothing(at):
+    conv = shaken(layers.SparseConv3d(5, 4).double())
+    like = SparseTensor(at, randn(len(at), 1))
+    coarse = at.pooling(2).coarse
+    x = SparseTensor(coarse, randn(len(coarse), 5).requires_grad_())
+    plain, fast = conv(layers.upsample(x, like, 2)).feats, conv.on_upsampled(x, like, 2).feats
+    torch.testing.assert_close(fast, plain)
+    upstream = randn(*plain.shape, seed=2)
+    operands = (x.feats, conv.conv.weight, conv.conv.bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, operands, upstream),
+        torch.autograd.grad(plain, operands, upstream),
+    )
+
+
 def test_neighbours_of_children_need_no_search(at):
     fine = at.subdivided
     searched = Coordinates(fine.coords, at.batch_size)
