@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -74,15 +75,7 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
     """
     misfits: list[str] = []
     found: dict[str, Any] = {}
-    wanted = {
-        "vlms": recipe.vlm,
-        "encoders": recipe.encoder,
-        "objectives": recipe.objective.name,
-        "generators": recipe.generator,
-    }
-    for kind, name in wanted.items():
-        if name is None:
-            continue
+    for kind, name in recipe.parts().items():
         try:
             found[kind] = registry.get(kind, name)
         except RegistryError as error:
@@ -144,17 +137,16 @@ def _assemble(
     checkpoint = None if fresh else _checkpoint(recipe, weights)
     stream = chosen.encoder.stream
     maps = registry.catalogue.space_maps.values()
-    generator = None
-    joined = dict
+    joined = None
     if chosen.generator is not None:
-        generator = chosen.generator.build(**options)
-        joined = connect(stream, chosen.generator.accepts, maps) or dict
+        joined = connect(stream, chosen.generator.accepts, maps)
+    built = _build_all((chosen.vlm, chosen.generator), options)
     parts = Parts(
-        vlm=chosen.vlm.build(**options),
+        vlm=built[0],
         build_encoder=partial(chosen.encoder.build, **options),
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
-        generator=generator,
-        connect=joined,
+        generator=built[1],
+        connect=joined or dict,
     )
     target = torch.device(device)
     with torch.device("meta") if checkpoint is not None else target:
@@ -163,16 +155,39 @@ def _assemble(
         soft = torch.randn(1, recipe.num_soft_tokens, chosen.vlm.hidden_dim)
     pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
     if checkpoint is not None:
-        tensors = load_trained(checkpoint, recipe, stream)
+        tensors = load_trained(checkpoint, recipe, stream, pipeline.trainable())
         pipeline.load_state_dict(tensors, strict=True, assign=True)
     return pipeline.to(device=target, dtype=options["dtype"]).eval()
+
+
+def _build_all(
+    specs: Iterable[VLMSpec | GeneratorSpec | None], options: dict[str, Any]
+) -> list[Any]:
+    """One object per spec; None stays None.
+
+    Raises:
+        WeightsError: lists what every part misses, not only the first.
+    """
+    built: list[Any] = []
+    missing: list[str] = []
+    for spec in specs:
+        try:
+            built.append(None if spec is None else spec.build(**options))
+        except WeightsError as error:
+            missing.append(str(error))
+    if missing:
+        raise WeightsError("; ".join(missing))
+    return built
 
 
 def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:
     if weights != "pretrained":
         path = Path(weights)
         if not path.is_file():
-            raise WeightsError(f"no checkpoint at {path}; give a .safetensors file of this recipe")
+            raise WeightsError(
+                f"no checkpoint at {path}; give a .safetensors file of this recipe, or "
+                "'pretrained', 'untrained' or 'random'"
+            )
         return path
     if recipe.checkpoint is None:
         raise WeightsError(

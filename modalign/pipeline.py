@@ -28,6 +28,7 @@ from modalign.specs import (
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 Batch = Mapping[str, Any]
+Prompts = str | Prompt | Sequence[str | Prompt]
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,14 @@ class Pipeline(nn.Module):
         return self.soft_tokens.device
 
     @torch.no_grad()
-    def condition(self, prompts: Sequence[str | Prompt]) -> Tensor:
+    def condition(self, prompts: Prompts) -> Tensor:
         """What the head is conditioned on: hidden states (B, S, C) at the soft tokens.
 
         Raises:
             PromptError: there is no prompt, or one that the VLM cannot read.
             GenerationError: the VLM returned numbers that are not finite.
         """
-        asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        if not asked:
-            raise PromptError("no prompt was given")
-        for prompt in asked:
-            if not prompt.text.strip():
-                raise PromptError("the prompt is empty; describe what to make")
+        asked = as_prompts(prompts)
         hidden = self.parts.vlm.read(self.parts.vlm.prepare(asked), self.soft_tokens).hidden
         require_finite("vision-language model", {"hidden": hidden})
         return hidden
@@ -122,7 +118,7 @@ class Pipeline(nn.Module):
     @torch.no_grad()
     def align(
         self,
-        prompts: Sequence[str | Prompt],
+        prompts: Prompts,
         *,
         seed: int = 0,
         num_inference_steps: int | None = None,
@@ -134,9 +130,10 @@ class Pipeline(nn.Module):
         Element k starts from noise of seed `seed + k`, whatever else is in the batch.
         `num_inference_steps` and `guidance_scale` (1 is off) default to the recipe's.
         """
+        asked = as_prompts(prompts)
         sampler = self._sampler(num_inference_steps, guidance_scale)
         report = _reporter(progress, "soft tokens", 1)
-        condition = self.condition(prompts)
+        condition = self.condition(asked)
         report(1)
         report = _reporter(progress, "alignment", sampler.steps)
         stream: TokenStream = sample(
@@ -145,7 +142,7 @@ class Pipeline(nn.Module):
             condition,
             flow=self.recipe.flow,
             sampler=sampler,
-            generators=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
+            generators=[torch.Generator().manual_seed(seed + k) for k in range(len(asked))],
             progress=report,
         )
         require_finite("alignment", stream)
@@ -190,6 +187,21 @@ class Pipeline(nn.Module):
             self.recipe.sampler.model_dump()
             | {name: value for name, value in changes.items() if value is not None}
         )
+
+
+def as_prompts(prompts: Prompts) -> list[Prompt]:
+    """One or several prompts as a list.
+
+    Raises:
+        PromptError: there is none, or one is empty.
+    """
+    several = [prompts] if isinstance(prompts, (str, Prompt)) else prompts
+    asked = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+    if not asked:
+        raise PromptError("no prompt was given")
+    if not all(prompt.text.strip() for prompt in asked):
+        raise PromptError("the prompt is empty; describe what to make")
+    return asked
 
 
 def require_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:

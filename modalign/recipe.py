@@ -124,6 +124,16 @@ class Recipe(Frozen):
     summary: str = ""
     reference: str = ""
 
+    def parts(self) -> dict[str, str]:
+        """The registered names it uses, by the registry's kinds."""
+        named = {
+            "vlms": self.vlm,
+            "encoders": self.encoder,
+            "objectives": self.objective.name,
+            "generators": self.generator,
+        }
+        return {kind: name for kind, name in named.items() if name is not None}
+
     def derive(self, **changes: Any) -> Recipe:
         """This recipe with some fields changed; the result is validated anew.
 

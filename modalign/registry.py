@@ -54,7 +54,7 @@ class Registry:
         """`plugins` are (distribution or module name, plugin object) pairs."""
         self.failures: dict[str, str] = {}
         self.owners: dict[tuple[str, str], str] = {}
-        self._conflicts: dict[tuple[str, str], list[str]] = {}
+        self.conflicts: dict[tuple[str, str], list[str]] = {}
         self._entries: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
         for owner, plugin in plugins:
             self._add(owner, plugin)
@@ -88,8 +88,8 @@ class Registry:
                 are available, and plugins that failed to load.
         """
         entries = self._entries[kind]
-        if (kind, name) in self._conflicts:
-            owners = " and ".join(self._conflicts[kind, name])
+        if (kind, name) in self.conflicts:
+            owners = " and ".join(self.conflicts[kind, name])
             raise RegistryError(
                 f"{SINGULAR[kind]} {name!r} is claimed by {owners}; uninstall or rename one"
             )
@@ -148,7 +148,7 @@ class Registry:
     def _enter(self, kind: str, entry: Any, owner: str) -> None:
         key = (kind, entry.name)
         if key in self.owners and self.owners[key] != owner:
-            self._conflicts.setdefault(key, [self.owners[key]]).append(owner)
+            self.conflicts.setdefault(key, [self.owners[key]]).append(owner)
             self._entries[kind].pop(entry.name, None)
             return
         self.owners[key] = owner

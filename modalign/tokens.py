@@ -109,13 +109,15 @@ class TokenStreamSpec(BaseModel):
         Raises:
             ValueError: the tensor has another number of tokens or another width.
         """
+        import torch
+
         dims = {group.dim for group in self.groups}
         if tokens.ndim != 3 or tokens.shape[1] != self.num_tokens or {tokens.shape[2]} != dims:
             raise ValueError(
                 f"space {self.space!r} packs to (B, {self.num_tokens}, {'/'.join(map(str, dims))}),"
                 f" got {tuple(tokens.shape)}"
             )
-        parts = tokens.split([group.num_tokens for group in self.groups], dim=1)
+        parts = torch.split(tokens, [group.num_tokens for group in self.groups], dim=1)
         return dict(zip(self.names, parts, strict=True))
 
     def check(self, stream: Mapping[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ class DinoV3:
 
         name, pretrained = "vit_small_patch16_dinov3", weights == "pretrained"
         self.model = timm.create_model(name, pretrained=pretrained).to(device, dtype).eval()
+        self.model.norm = torch.nn.Identity()
 
     def prepare(self, images):
         resized = [np.asarray(image.convert("RGB").resize((224, 224), 3)) for image in images]
@@ -27,9 +28,8 @@ class DinoV3:
 
     @torch.no_grad()
     def encode(self, batch):
-        self.model.norm = torch.nn.Identity()
         tokens = self.model.forward_features(batch.to(next(self.model.parameters())))
-        return STREAM.split(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:]))
+        return STREAM.split(torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-9))
 
 
 @hookimpl

@@ -1,0 +1,112 @@
+"""Pictures from anywhere, read or refused through the real command."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modalign import PromptError, cli
+from modalign.files import read_image
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds no pixels."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + size, b"IDAT" + zlib.compress(b""), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
+
+
+def truncated() -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    return buffer.getvalue()[:800]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (png_header(0, 0), "image "),
+        (png_header(1, 1), "is 1x1; expected at least 8x8"),
+        (png_header(20_000, 20_000), "64,000,000 pixels; resize it"),
+        (png_header(10_000, 10_000), "is 10000x10000; expected"),
+        (truncated(), "is damaged"),
+        (b"", "is not a picture"),
+        (b"GIF89a", "image "),
+        (b"a text about a mug", "is not a picture"),
+    ],
+    ids=["0x0", "1x1", "20000x20000", "10000x10000", "truncated", "empty", "cut GIF", "text"],
+)
+def test_unusable_pictures_are_refused_in_one_line(
+    content: bytes,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["modalign", "generate", "this, in red", "--image", str(picture)]
+    )
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (done.value.code, printed.out) == (2, "")
+    assert printed.err.startswith(f"error: image {picture}")
+    assert complaint in printed.err
+    assert printed.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_a_missing_picture_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(PromptError, match="no image at"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "suffix", "expected"),
+    [
+        ("CMYK", (0, 255, 255, 0), ".jpg", (254, 0, 0)),
+        ("CMYK", (0, 255, 255, 0), ".tif", (255, 0, 0)),
+        ("L", 200, ".png", (200, 200, 200)),
+        ("1", 1, ".png", (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 0), ".png", (0, 0, 0)),
+        ("LA", (255, 128), ".png", (128, 128, 128)),
+        ("I;16", 65535, ".png", (255, 255, 255)),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(
+    mode: str, color: object, suffix: str, expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / f"picture{suffix}"
+    Image.new(mode, (16, 16), color).save(path)  # type: ignore[arg-type]
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert image.getpixel((8, 8)) == pytest.approx(expected, abs=1)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    path = tmp_path / "picture.gif"
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=10)
+    assert read_image(path).getpixel((8, 8)) == (255, 0, 0)
+
+
+def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.new("RGB", (32, 16)).save(path, exif=exif)
+    assert read_image(path).size == (16, 32)

@@ -1,0 +1,132 @@
+"""A pipeline at work, on tiny parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from modalign import (
+    BuildError,
+    Example,
+    GenerationError,
+    Pipeline,
+    Progress,
+    Prompt,
+    PromptError,
+    VLMOutput,
+    build,
+)
+from tests.modalign import stubs
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    path = stubs.checkpoint(tmp_path / "stub.safetensors")
+    return build("stub", weights=path, registry=stubs.registry())
+
+
+def test_align_returns_the_encoder_s_layout_on_its_manifold(pipeline: Pipeline) -> None:
+    stream = pipeline.align(["a mug", "a red chair"])
+    stubs.STREAM.check(stream)
+    tokens = stubs.STREAM.pack(stream)
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokens.var(-1, correction=0), torch.ones(2, 7), atol=1e-3, rtol=0)
+
+
+def test_one_prompt_may_be_given_bare(pipeline: Pipeline) -> None:
+    bare = pipeline.align("a mug")
+    for prompts in (["a mug"], [Prompt("a mug")], Prompt("a mug")):
+        assert pipeline.align(prompts)["cls"].equal(bare["cls"])
+
+
+def test_element_k_depends_on_its_own_seed_only(pipeline: Pipeline) -> None:
+    both = pipeline.align(["a mug"] * 2, seed=5)
+    alone = pipeline.align("a mug", seed=6)
+    torch.testing.assert_close(both["patches"][1:], alone["patches"])
+    assert not both["patches"][0].equal(both["patches"][1])
+
+
+def test_the_seed_repeats_and_changes_the_asset(pipeline: Pipeline) -> None:
+    (one,), (same,), (other,) = (pipeline.generate("a mug", seed=seed) for seed in (1, 1, 2))
+    assert (one.vertices == same.vertices).all()
+    assert (one.vertices != other.vertices).any()
+
+
+def test_samples_are_those_of_consecutive_seeds(pipeline: Pipeline) -> None:
+    several = pipeline.generate("a mug", seed=3, num_samples=2)
+    (second,) = pipeline.generate("a mug", seed=4)
+    torch.testing.assert_close(several[1].vertices, second.vertices)
+
+
+def test_steps_and_guidance_override_the_recipe(pipeline: Pipeline) -> None:
+    steps: list[Progress] = []
+    default = pipeline.align("a mug")
+    changed = pipeline.align("a mug", num_inference_steps=5, progress=steps.append)
+    assert not changed["patches"].equal(default["patches"])
+    assert [step.step for step in steps if step.stage == "alignment"] == [1, 2, 3, 4, 5]
+    assert not pipeline.align("a mug", guidance_scale=1.0)["patches"].equal(default["patches"])
+
+
+@pytest.mark.parametrize("prompts", [[], [""], "  ", ["a mug", "\n"]])
+def test_no_prompt_and_empty_ones_are_refused(pipeline: Pipeline, prompts: list[str]) -> None:
+    with pytest.raises(PromptError):
+        pipeline.align(prompts)
+
+
+def test_numbers_that_are_not_finite_are_charged_to_their_stage(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    class Broken(stubs.VLM):
+        def read(self, batch, soft_tokens):
+            return VLMOutput(torch.full((1, 3, 8), torch.nan))
+
+    known = stubs.registry(vlm={"build": stubs.giving(Broken())})
+    broken = build("stub", weights="random", registry=known)
+    with pytest.raises(GenerationError, match="stage 'vision-language model' produced non-finite"):
+        broken.generate("a mug")
+    path = stubs.checkpoint(tmp_path / "huge.safetensors", scale=1e30)
+    huge = build("stub", weights=path, registry=stubs.registry())
+    with pytest.raises(GenerationError, match="stage 'alignment' produced non-finite"):
+        huge.generate("a mug")
+
+
+def test_a_recipe_without_a_generator_aligns_but_does_not_generate() -> None:
+    recipe = stubs.RECIPE.derive(generator=None)
+    pipeline = build(recipe, weights="random", registry=stubs.registry())
+    stubs.STREAM.check(pipeline.align("a mug"))
+    with pytest.raises(BuildError, match="no generator; use align"):
+        pipeline.generate("a mug")
+
+
+def test_a_batch_trains_head_and_soft_tokens_and_nothing_else(pipeline: Pipeline) -> None:
+    pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "white")]
+    examples = [Example(Prompt(f"prompt {k}"), image) for k, image in enumerate(pictures)]
+    batch = pipeline.collate(examples)
+    losses = pipeline(batch, generator=torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    trained = pipeline.trainable()
+    assert "soft_tokens" in trained
+    assert all(name == "soft_tokens" or name.startswith("head.") for name in trained)
+    assert trained["soft_tokens"].grad.abs().sum() > 0
+
+
+def test_targets_may_come_from_a_cache(pipeline: Pipeline) -> None:
+    """A batch with the encoded stream gives the same losses as one with pictures."""
+    examples = [Example(Prompt("a mug"), Image.new("RGB", (8, 8), "red"))]
+    batch = pipeline.collate(examples)
+    cached = {
+        "prompt": batch["prompt"],
+        "target": pipeline.parts.encoder.encode(batch["image"]),
+    }
+    one, two = (
+        pipeline(given, generator=torch.Generator().manual_seed(0)) for given in (batch, cached)
+    )
+    assert one["loss"].equal(two["loss"])
+
+
+def test_an_example_without_a_picture_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="needs the image"):
+        pipeline.collate([Example(Prompt("a mug"))])
