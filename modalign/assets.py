@@ -329,4 +329,3 @@ def _barycentric(corner: Any, at: Any) -> NDArray[np.float64]:
     total = np.where(np.abs(total) < 1e-12, np.nan, total)  # seen edge-on: nothing is inside
     shares: NDArray[np.float64] = np.stack([area(at, b, c), area(at, c, a), area(at, a, b)], -1)
     return shares / total[..., None]
-
