@@ -129,35 +129,26 @@ class FlowContext:
     def __init__(self, layers: list[KeysValues]) -> None:
         self.layers = layers
 
-    @property
-    def batch_size(self) -> int:
-        """Number of batch elements that have a context."""
-        return len(self.layers[0].keys)
-
-    def expand(self, batch_size: int) -> FlowContext:
-        """The same context for every element of a batch, where it holds one only."""
-        if self.batch_size == batch_size:
-            return self
-        if self.batch_size != 1:
-            raise ValueError(f"a context of {self.batch_size} cannot serve a batch of {batch_size}")
-        return FlowContext(
-            [
-                KeysValues(
-                    layer.keys.expand(batch_size, -1, -1, -1),
-                    layer.values.expand(batch_size, -1, -1, -1),
-                )
-                for layer in self.layers
-            ]
-        )
-
     @classmethod
-    def of(cls, blocks: nn.ModuleList, condition: Tensor) -> FlowContext:
-        """The context of `blocks` for a condition (B, S, C)."""
-        dtype = trunk_dtype(blocks)
+    def of(
+        cls, blocks: nn.ModuleList, condition: Tensor | FlowContext, batch_size: int
+    ) -> FlowContext:
+        """What `blocks` read for a batch: a context as it is, or that of a condition (B, S, C).
+
+        Raises:
+            ValueError: the condition is neither of that batch size nor of one for all.
+        """
+        if isinstance(condition, FlowContext):
+            return condition
+        if len(condition) not in (1, batch_size):
+            raise ValueError(f"a condition of {len(condition)} for a batch of {batch_size}")
+        condition = condition.to(trunk_dtype(blocks))
         layers = []
         for block in blocks:
             assert isinstance(block, ModulatedBlock)
-            layers.append(block.cross_attn.read(condition.to(dtype)))
+            layer = block.cross_attn.read(condition)
+            shape = (batch_size, -1, -1, -1)
+            layers.append(KeysValues(layer.keys.expand(shape), layer.values.expand(shape)))
         return cls(layers)
 
 

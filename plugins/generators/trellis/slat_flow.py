@@ -90,11 +90,17 @@ class SLatFlowModel(nn.Module):
 
     def read(self, condition: Tensor) -> FlowContext:
         """What the blocks need of a condition (B, S, C); reusable for every step of a sampling."""
-        return FlowContext.of(self.blocks, condition)
+        return FlowContext.of(self.blocks, condition, len(condition))
 
     def forward(self, x: SparseTensor, t: Tensor, condition: Tensor | FlowContext) -> SparseTensor:
-        """Velocity (N, out_channels) of voxel features x at times t (B,), from 0 to 1000."""
-        context = condition if isinstance(condition, FlowContext) else self.read(condition)
+        """Velocity (N, out_channels) of voxel features x at times t (B,), from 0 to 1000.
+
+        A condition is (B, S, C), or (1, S, C) for all; only a `FlowContext` may cover fewer.
+
+        Raises:
+            ValueError: the condition has another batch size.
+        """
+        context = FlowContext.of(self.blocks, condition, x.at.batch_size)
         dtype = trunk_dtype(self.blocks)
         h = x.replace(self.input_layer(x.feats).to(dtype))
         t_embedding = self.t_embedder(t).to(dtype)

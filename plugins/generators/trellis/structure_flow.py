@@ -81,12 +81,18 @@ class SparseStructureFlowModel(nn.Module):
 
     def read(self, condition: Tensor) -> FlowContext:
         """What the blocks need of a condition (B, S, C); reusable for every step of a sampling."""
-        return FlowContext.of(self.blocks, condition)
+        return FlowContext.of(self.blocks, condition, len(condition))
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | FlowContext) -> Tensor:
-        """Velocity (B, C, R, R, R) of a latent grid x at times t (B,), which run from 0 to 1000."""
-        context = condition if isinstance(condition, FlowContext) else self.read(condition)
+        """Velocity (B, C, R, R, R) of a latent grid x at times t (B,), which run from 0 to 1000.
+
+        A condition is (B, S, C), or (1, S, C) for all; only a `FlowContext` may cover fewer.
+
+        Raises:
+            ValueError: the condition has another batch size.
+        """
         batch = len(x)
+        context = FlowContext.of(self.blocks, condition, batch)
         h = self.input_layer(patchify(x, self.patch_size)) + self.pos_emb  # (B, tokens, C)
         dtype = trunk_dtype(self.blocks)
         segments = Segments([self.side**3] * batch, x.device)

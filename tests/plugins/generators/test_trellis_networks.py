@@ -131,6 +131,19 @@ def test_one_guided_call_equals_two_calls_of_the_latent_flow(latent_flow):
     torch.testing.assert_close(both[len(at) :], without, atol=1e-5, rtol=1e-5)
 
 
+def test_one_condition_serves_all_and_another_number_is_refused(structure_flow, latent_flow):
+    """A tensor never leaves batch elements without a condition by accident."""
+    x, t, condition = randn(2, 4, 4, 4, 4), torch.tensor([1.0, 2.0]), randn(1, 5, 10)
+    torch.testing.assert_close(
+        structure_flow(x, t, condition), structure_flow(x, t, condition.repeat(2, 1, 1))
+    )
+    with pytest.raises(ValueError, match="condition of 3 for a batch of 2"):
+        structure_flow(x, t, condition.repeat(3, 1, 1))
+    at = Coordinates(scattered(8, batch=3))
+    with pytest.raises(ValueError, match="condition of 2 for a batch of 3"):
+        latent_flow(SparseTensor(at, randn(len(at), 4)), t, condition.repeat(2, 1, 1))
+
+
 def test_a_context_larger_than_the_batch_is_refused(structure_flow):
     context = structure_flow.read(randn(3, 5, 10))
     with pytest.raises(ValueError, match="context of 3"):
