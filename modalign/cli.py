@@ -135,12 +135,18 @@ def bench(
         int | None, typer.Option(min=1, help="Fewer samples than the suite's own number.")
     ] = None,
 ) -> None:
-    """Run an evaluation suite; it can be stopped and started again."""
-    from modalign.registry import installed
+    """Run an evaluation suite; stopped, it continues where it was when started again."""
+    from modalign.registry import installed, missing_modules
     from modalign.terminal import stages
 
     registry = installed()
     chosen = registry.get("suites", suite)
+    missing = missing_modules(chosen.requires)
+    if missing:
+        raise ModalignError(
+            f"suite {suite!r} needs {', '.join(missing)}, which cannot be imported here; "
+            "for built-in suites: pip install modalign[eval]"
+        )
     folder = output or Path("runs") / "bench" / recipe / suite
     with stages() as progress:
         report = chosen.run(registry.get("recipes", recipe), folder, limit=limit, progress=progress)

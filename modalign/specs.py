@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -205,10 +205,13 @@ class DatasetSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSpec(PluginSpec):
-    """`run(recipe, output, **options)` yields results by row and writes JSON and Markdown."""
+    """`run(recipe, output, limit=None, progress=None)` measures a recipe; returns Markdown.
 
-    run: Callable[..., Iterator[Mapping[str, Any]]]
-    recipes: tuple[str, ...] = ()
+    It writes `report.json` and `report.md` into the folder `output`, and keeps there what it needs
+    to continue after it was stopped. `limit` is a number of samples below the suite's own.
+    """
+
+    run: Callable[..., str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from . import captions, edits, questions
 from .camera import TRELLIS_MARGIN, Camera, framed, stand
 from .edits import Edit
+from .families import FAMILIES
 from .objects import ToyObject, sample
+from .palette import PALETTE
 from .render import Light, cast, shade
 from .scenery import Scenery, compose, paint
 from .shapes import Array
@@ -62,6 +64,9 @@ class Toybox:
     Args:
         seed: Selects one of many toyboxes; two with the same seed are equal.
     """
+
+    families = FAMILIES
+    palette = PALETTE
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -1,0 +1,63 @@
+"""Which recipes are compared, and when their numbers are still valid."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from modalign import Recipe, Registry, WeightsError, hookimpl, installed
+from modalign.evaluation import assembled, fingerprint, relatives, rows
+
+OURS: Recipe = installed().get("recipes", "gap3d-mini")
+
+
+class Recipes:
+    @hookimpl
+    def modalign_recipes(self) -> list[Recipe]:
+        changes: list[dict[str, Any]] = [
+            {"name": "ours-stage1"},
+            {"name": "ours-clip", "encoder": "eva-clip-e14-plus"},
+            {"name": "oursome"},
+            {"name": "ours-big"},
+            {"name": "ours"},
+        ]
+        return [OURS.derive(**change) for change in changes]
+
+
+REGISTRY = Registry([("recipes", Recipes())])
+
+
+def test_relatives_extend_the_name_and_share_the_encoder() -> None:
+    ours = REGISTRY.get("recipes", "ours")
+    assert [r.name for r in relatives(ours, REGISTRY)] == ["ours", "ours-big", "ours-stage1"]
+    big = REGISTRY.get("recipes", "ours-big")
+    assert relatives(big, REGISTRY) == [big]
+
+
+def test_variants_without_weights_are_left_out_but_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(recipe: Recipe, registry: Registry) -> str:
+        if recipe.name == "ours-big":
+            raise WeightsError("no file")
+        return f"pipeline of {recipe.name}"
+
+    monkeypatch.setattr(rows, "build", build)
+    found = assembled(REGISTRY.get("recipes", "ours"), REGISTRY)
+    assert list(found.pipelines) == ["ours", "ours-stage1"]
+    assert found.missing == {"ours-big": "no file"}
+    with pytest.raises(WeightsError, match="no file"):
+        assembled(REGISTRY.get("recipes", "ours-big"), REGISTRY)
+
+
+def test_a_fingerprint_changes_with_every_tensor_and_recipe() -> None:
+    def part(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return SimpleNamespace(models=SimpleNamespace(flow=torch.nn.Linear(50, 50)), other=object())
+
+    assert fingerprint(part(0), OURS) == fingerprint(part(0), OURS)
+    others = {fingerprint(part(1), OURS), fingerprint(part(0), OURS.derive(sampler={"steps": 3}))}
+    assert len(others | {fingerprint(part(0), OURS)}) == 3
+    assert fingerprint(object()) == fingerprint(object())
+    assert fingerprint(torch.zeros(3)) != fingerprint(torch.zeros(3), 1)
