@@ -148,7 +148,9 @@ def test_the_readme_shows_the_example_plugin_as_it_is() -> None:
 def test_the_test_command_follows_its_words() -> None:
     """`.ci/run` types the first bash block after "run the tests"."""
     command = blocks(README[README.index("run the tests") :], "bash")[0]
-    assert command == 'pip install -e ".[dev]" ./examples/modalign_dinov3 && pytest\n'
+    assert command == (
+        'pip install -e ".[dev]" && pip install ./examples/modalign_dinov3 && pytest\n'
+    )
 
 
 def test_links_lead_somewhere() -> None:
