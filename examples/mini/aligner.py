@@ -19,9 +19,9 @@ import modalign
 from modalign import Prompt
 from modalign.checkpoint import load_trained, save_checkpoint
 
-STEPS = {1: 1000, 2: 600}
+STEPS = {1: 1200, 2: 700}
 VIEWS = {1: (0, 1), 2: (2, 3)}  # of the cache: two scenes, two assets
-RATES = {1: 2e-3, 2: 1e-3}
+RATES = {1: 1.5e-3, 2: 1e-3}
 
 
 def main() -> None:
@@ -30,14 +30,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="gap3d-mini")
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     final = modalign.installed().get("recipes", options.recipe)
     first = modalign.installed().get("recipes", f"{options.recipe}-stage1")
     recipe = first if options.stage == 1 else final
-    pipeline = modalign.build(recipe, weights="untrained").train()
+    # Training needs no generator, and the mini one may not be trained yet.
+    pipeline = modalign.build(recipe.derive(generator=None), weights="untrained").train()
     if options.stage == 2:
         start = WEIGHTS / f"{first.name}.safetensors"
         trained = load_trained(start, first, pipeline.stream, pipeline.trainable())

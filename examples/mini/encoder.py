@@ -1,9 +1,9 @@
 """Train `dinov2-mini-reg` on toybox pictures, without labels.
 
 Two views of one object (either domain, other camera, light and background) are a positive pair;
-of each view's patches 45 % are left out and a fifth of the others hidden, until the last steps, which
-see whole pictures. Three terms, all on the stream (tokens before the last norm, LayerNorm without
-affine):
+of each view's patches 45 % are left out and a fifth of the others hidden, until the last steps,
+which see whole pictures. Three terms, all on the stream (tokens before the last norm, LayerNorm
+without affine):
 
 * contrast: class tokens of the two views find each other among the batch (InfoNCE);
 * contrast of the mean patch, so that patches know what they are part of;
@@ -72,7 +72,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--pairs", type=int, default=48)
     options = parser.parse_args()
     torch.set_num_threads(1)  # small products: one thread each for two trainings is faster

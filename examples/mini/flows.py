@@ -142,14 +142,14 @@ def main() -> None:
     """Train one flow model and publish it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("structure", "slat"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.stage == "structure":
         model: nn.Module = SparseStructureFlowModel(**STRUCTURE_FLOW_ARGS)
-        batch = options.batch or 64
+        batch = options.batch or 32
         losses = structure_losses(model, batch)
     else:
         model = SLatFlowModel(**SLAT_FLOW_ARGS)

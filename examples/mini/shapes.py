@@ -49,6 +49,19 @@ class Shape:
         return torch.cat([distance, color.view(count, -1)], dim=1)
 
 
+MARGIN = 0.75  # cells; FlexiCubes closes a surface only where there is a vertex outside it
+
+
+def within_grid(vertices: Tensor, sdf: Tensor) -> Tensor:
+    """The distance (V,) in cells, with the object cut off `MARGIN` before the grid's own faces.
+
+    Objects are as long as the grid: without this their end faces would have no vertex outside.
+    """
+    half = CELLS / 2
+    beyond = (vertices.float() - half).abs().amax(1) - (half - MARGIN)
+    return torch.maximum(sdf, beyond)
+
+
 def key(vertices: Tensor) -> Tensor:
     """Grid vertices (V, 3) as sortable numbers."""
     x, y, z = vertices.long().unbind(-1)
@@ -76,13 +89,7 @@ def truth(toy: ToyObject, voxels: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
 def shape_of(toy: ToyObject) -> Shape:
     """Ground truth of one object."""
     voxels = np.argwhere(toy.surface_voxels(STRUCTURE))
-    sdf, color = truth(toy, voxels)
-    return Shape(
-        torch.from_numpy(voxels),
-        torch.from_numpy(vertices_of(voxels)),
-        torch.from_numpy(sdf).float(),
-        torch.from_numpy(color),
-    )
+    return _shape(voxels, *truth(toy, voxels))
 
 
 def _row(index: int) -> tuple[NDArray, NDArray]:
@@ -110,12 +117,13 @@ def shape(index: int) -> Shape:
     sdf, color, start = _arrays()
     voxels = np.argwhere(surface(STRUCTURE)[index])
     rows = slice(int(start[index]), int(start[index + 1]))
-    return Shape(
-        torch.from_numpy(voxels),
-        torch.from_numpy(vertices_of(voxels)),
-        torch.from_numpy(sdf[rows].astype(np.float32)),
-        torch.from_numpy(np.array(color[rows])),
-    )
+    return _shape(voxels, np.array(sdf[rows]), np.array(color[rows]))
+
+
+def _shape(voxels: NDArray, sdf: NDArray, color: NDArray) -> Shape:
+    vertices = torch.from_numpy(vertices_of(voxels))
+    distance = within_grid(vertices, torch.from_numpy(sdf).float())
+    return Shape(torch.from_numpy(voxels), vertices, distance, torch.from_numpy(color))
 
 
 def batch(shapes: list[Shape]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

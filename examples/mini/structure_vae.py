@@ -6,6 +6,7 @@ Usage: python examples/mini/structure_vae.py [--steps N]
 from __future__ import annotations
 
 import argparse
+import math
 
 import numpy as np
 import torch
@@ -32,10 +33,26 @@ def build() -> nn.ModuleDict:
     )
 
 
+@torch.no_grad()
+def to_unit_deviation(model: nn.ModuleDict, grid: Tensor) -> float:
+    """Fold the latents' deviation into the convolutions around them, so that it becomes 1.
+
+    TRELLIS has no normalisation of this latent: its flow model expects about unit scale.
+    """
+    scale = float(model["encoder"](grid)[0].std())
+    last, first = model["encoder"].out_layer[2], model["decoder"].input_layer
+    channels = last.out_channels // 2
+    last.weight[:channels] /= scale
+    last.bias[:channels] /= scale
+    last.bias[channels:] -= 2 * math.log(scale)
+    first.weight *= scale
+    return scale
+
+
 def main() -> None:
     """Train and publish both halves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,6 +74,8 @@ def main() -> None:
         return {"loss": cross + 1e-3 * kl, "cross": cross, "kl": kl, "iou": hit}
 
     trainer.run(losses, batch_size=options.batch)
+    some = torch.from_numpy(np.asarray(cells[:512])).unsqueeze(1).float()
+    print(f"latent deviation {to_unit_deviation(model.eval(), some):.3f}, made 1")  # noqa: T201
     publish_module(model["encoder"], "SparseStructureEncoder", ENCODER_ARGS, "ss_enc", trainer)
     publish_module(model["decoder"], "SparseStructureDecoder", DECODER_ARGS, "ss_dec", trainer)
 

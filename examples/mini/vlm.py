@@ -113,7 +113,7 @@ class Rows:
 def main() -> None:
     """Train and publish the folder that `weights="pretrained"` reads."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -89,12 +89,7 @@ LARGE_MODELS = {
 
 # A quarter of the resolutions, and narrow enough to sample in seconds on a CPU.
 MINI_FOLDER = "trellis-mini"
-_MINI_FLOW: dict[str, Any] = {
-    "model_channels": 192,
-    "cond_channels": 128,
-    "num_heads": 6,
-    "mlp_ratio": 3,
-}
+_MINI_FLOW: dict[str, Any] = {"cond_channels": 128, "mlp_ratio": 3}
 MINI_PIPELINE = PipelineFile(
     name="TrellisImageTo3DPipeline",
     args=PipelineArgs(
@@ -113,7 +108,14 @@ MINI_PIPELINE = PipelineFile(
 MINI_MODELS = {
     "sparse_structure_flow_model": ModelFile(
         name="SparseStructureFlowModel",
-        args=_flow_args(resolution=4, num_blocks=6, patch_size=1, **_MINI_FLOW),
+        args=_flow_args(
+            resolution=4,
+            model_channels=160,
+            num_blocks=5,
+            num_heads=5,
+            patch_size=1,
+            **_MINI_FLOW,
+        ),
     ),
     "sparse_structure_decoder": ModelFile(
         name="SparseStructureDecoder",
@@ -129,10 +131,12 @@ MINI_MODELS = {
         name="SLatFlowModel",
         args=_flow_args(
             resolution=16,
-            num_blocks=5,
+            model_channels=128,
+            num_blocks=4,
+            num_heads=4,
             patch_size=2,
             num_io_res_blocks=2,
-            io_block_channels=[48],
+            io_block_channels=[32],
             **_MINI_FLOW,
         ),
     ),
