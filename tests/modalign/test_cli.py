@@ -360,7 +360,7 @@ def test_help_comes_at_once_and_exits_with_0() -> None:
     taken = []
     for _ in range(3):
         before = os.times()
-        done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(call, capture_output=True, text=True, timeout=600, check=True)
         after = os.times()
         taken.append(
             after.children_user
@@ -378,7 +378,7 @@ def test_the_command_refuses_in_a_process_of_its_own(tmp_path: Path) -> None:
         [sys.executable, "-m", "modalign.cli", "generate", " "],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         cwd=tmp_path,
         check=False,
     )
