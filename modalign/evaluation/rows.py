@@ -44,14 +44,20 @@ class Assembled:
     missing: Mapping[str, str]
 
 
-def assembled(recipe: Recipe, registry: Registry | None = None) -> Assembled:
+def assembled(
+    recipe: Recipe, registry: Registry | None = None, *, generator: bool = True
+) -> Assembled:
     """The recipe and its relatives as trained pipelines; variants without weights are left out.
+
+    A suite that looks at streams only passes `generator=False`: none is then built or needed.
 
     Raises:
         WeightsError: the recipe itself has no usable weights.
         BuildError: its parts do not fit.
     """
-    first, *others = relatives(recipe, registry)
+    first, *others = (
+        each if generator else each.derive(generator=None) for each in relatives(recipe, registry)
+    )
     pipelines = {first.name: build(first, registry=registry)}
     missing: dict[str, str] = {}
     for other in others:

@@ -51,7 +51,7 @@ def run(
     training_pairs: int = TRAINING_PAIRS,
 ) -> str:
     """Measure a recipe and its variants on both domains; returns the report as Markdown."""
-    found = assembled(recipe)
+    found = assembled(recipe, generator=False)
     results = Results(output / "samples.jsonl")
     measured: dict[str, dict[str, list[Values]]] = {}
     galleries: dict[str, Gallery] = {}

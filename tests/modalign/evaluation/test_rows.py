@@ -41,14 +41,17 @@ def test_variants_without_weights_are_left_out_but_named(monkeypatch: pytest.Mon
     def build(recipe: Recipe, registry: Registry) -> str:
         if recipe.name == "ours-big":
             raise WeightsError("no file")
-        return f"pipeline of {recipe.name}"
+        return f"pipeline of {recipe.name} with {recipe.generator}"
 
     monkeypatch.setattr(rows, "build", build)
     found = assembled(REGISTRY.get("recipes", "ours"), REGISTRY)
     assert list(found.pipelines) == ["ours", "ours-stage1"]
+    assert found.pipelines["ours"] == "pipeline of ours with trellis-mini"
     assert found.missing == {"ours-big": "no file"}
     with pytest.raises(WeightsError, match="no file"):
         assembled(REGISTRY.get("recipes", "ours-big"), REGISTRY)
+    found = assembled(REGISTRY.get("recipes", "ours"), REGISTRY, generator=False)
+    assert found.pipelines["ours"] == "pipeline of ours with None"
 
 
 def test_a_fingerprint_changes_with_every_tensor_and_recipe() -> None:
