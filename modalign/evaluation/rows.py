@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from modalign.recipe import Recipe
 from modalign.registry import Registry, installed
 
 VALUES_PER_TENSOR = 1024
-PLAIN = (str, int, float, tuple, Recipe)  # their `repr` says what they are, in every process
-DEPTH = 4  # objects inside objects that may hold the tensors of a part
+DEPTH = 5  # objects inside objects that may hold what a result depends on
 
 
 def relatives(recipe: Recipe, registry: Registry | None = None) -> list[Recipe]:
@@ -69,30 +69,37 @@ def assembled(
 
 
 def fingerprint(*parts: Any) -> str:
-    """Eight hexadecimal digits that change with any tensor in `parts`, and with plain values.
+    """Eight hexadecimal digits that change with any tensor, number or text inside `parts`.
 
-    A part may be a tensor, a module, an object that holds such, a recipe, a text or a number. Of
-    each tensor evenly spaced values are looked at: training changes all of them.
+    Parts may be tensors, modules, recipes, or objects and collections that hold such. Of each
+    tensor evenly spaced values are looked at: training changes all of them.
     """
     crc = 0
-    for part in parts:
-        tensors = list(_tensors(part, DEPTH))
-        for tensor in tensors:
-            values = tensor.detach().reshape(-1)
+    for piece in _content(parts, DEPTH):
+        if isinstance(piece, Tensor):
+            values = piece.detach().reshape(-1)
             few = values[:: max(1, len(values) // VALUES_PER_TENSOR)].cpu().contiguous()
             crc = zlib.crc32(few.view(torch.uint8).numpy().tobytes(), crc)
-        if not tensors:
-            text = repr(part) if isinstance(part, PLAIN) else type(part).__qualname__
-            crc = zlib.crc32(text.encode(), crc)
+        else:
+            crc = zlib.crc32(repr(piece).encode(), crc)
     return f"{crc:08x}"
 
 
-def _tensors(part: Any, depth: int) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
+def _content(part: Any, depth: int) -> Iterator[Any]:
+    """Tensors and plain values inside `part`, in an order that every process repeats."""
+    if isinstance(part, (Tensor, str, int, float)):
         yield part
-    elif isinstance(part, nn.Module):
-        yield from part.state_dict().values()
-    elif depth and not isinstance(part, type):
-        inner = part if isinstance(part, Mapping) else getattr(part, "__dict__", {})
-        for value in inner.values():
-            yield from _tensors(value, depth - 1)
+        return
+    if depth == 0:
+        return
+    inner: Iterable[Any] = ()
+    if isinstance(part, nn.Module):
+        inner = part.state_dict().values()
+    elif isinstance(part, Mapping):
+        inner = part.values()
+    elif isinstance(part, (tuple, list)):
+        inner = part
+    elif not isinstance(part, (type, ModuleType)):
+        inner = getattr(part, "__dict__", {}).values()
+    for piece in inner:
+        yield from _content(piece, depth - 1)

@@ -60,7 +60,7 @@ def run(
         bench = Bench(domain, count, found.pipelines[recipe.name].parts.encoder, progress)
         galleries[domain] = bench.gallery
         measured[domain] = {}
-        for name, row in bench.rows(found.pipelines, recipe, training_pairs).items():
+        for name, row in bench.rows(found.pipelines, recipe.name, training_pairs).items():
             measured[domain][name] = results.complete(row, count, progress)
             text = _report(recipe, galleries, measured, found.missing).write(output)
     return text
@@ -86,10 +86,10 @@ class Bench:
         self.gallery = Gallery({name: torch.cat([w[name] for w in windows]) for name in windows[0]})
 
     def rows(
-        self, pipelines: Mapping[str, Pipeline], recipe: Recipe, training_pairs: int
+        self, pipelines: Mapping[str, Pipeline], first: str, training_pairs: int
     ) -> dict[str, Row]:
         """Rows by their name in the tables."""
-        own = pipelines[recipe.name]
+        own = pipelines[first]
         # Ranks depend on the gallery: another number of samples is another measurement.
         against = (self.gallery.stream, len(self.gallery))
 
@@ -128,15 +128,20 @@ class Bench:
             return Row(f"{name}, {self.domain}", version, measure, BATCH)
 
         return {
-            "unconditional": row("unconditional", without, own, recipe),
+            "unconditional": row("unconditional", without, own, *sampling(own)),
             "nearest caption": row("nearest caption", nearest, training_pairs),
             "real, other view": row("real, other view", other_view),
             "real": row("real", itself),
             **{
-                name: row(name, generated(pipeline), pipeline, pipeline.parts.vlm, pipeline.recipe)
-                for name, pipeline in pipelines.items()
+                name: row(name, generated(one), one, one.parts.vlm, *sampling(one))
+                for name, one in pipelines.items()
             },
         }
+
+
+def sampling(pipeline: Pipeline) -> tuple[Any, ...]:
+    """What of a recipe decides over samples, beside the weights."""
+    return pipeline.recipe.flow, pipeline.recipe.sampler
 
 
 def encode(encoder: TargetEncoder, examples: Iterable[Any]) -> TokenStream:

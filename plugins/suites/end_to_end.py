@@ -19,7 +19,7 @@ from modalign.evaluation import (
 from modalign.specs import ProgressCallback
 
 from . import judge
-from .alignment import encode
+from .alignment import encode, sampling
 from .judge import Judge
 from .world import Pairs, Toy, pairs
 
@@ -91,11 +91,11 @@ def makers(
     rows: dict[str, tuple[Make, tuple[Any, ...]]] = {"true mesh": (true_mesh(data), ())}
     if generator is not None:
         rows["real tokens"] = (from_picture, (own.parts.encoder, generator))
-        rows[recipe.name] = (from_text(own), (own, own.parts.vlm, generator, recipe))
-        rows["unconditional"] = (from_nothing, (own, generator, recipe))
+        rows[recipe.name] = (from_text(own), (own, own.parts.vlm, generator, *sampling(own)))
+        rows["unconditional"] = (from_nothing, (own, generator, *sampling(own)))
     for name, pipeline in pipelines.items():
         if name != recipe.name and pipeline.parts.generator is not None:
-            parts = (pipeline, pipeline.parts.vlm, pipeline.parts.generator, pipeline.recipe)
+            parts = (pipeline, pipeline.parts.vlm, pipeline.parts.generator, *sampling(pipeline))
             rows[name] = (from_text(pipeline), parts)
     return rows
 

@@ -54,13 +54,19 @@ def test_variants_without_weights_are_left_out_but_named(monkeypatch: pytest.Mon
     assert found.pipelines["ours"] == "pipeline of ours with None"
 
 
-def test_a_fingerprint_changes_with_every_tensor_and_recipe() -> None:
-    def part(seed: int) -> Any:
+def test_a_fingerprint_changes_with_every_tensor_number_and_text() -> None:
+    def part(seed: int = 0, steps: int = 5) -> Any:
         torch.manual_seed(seed)
-        return SimpleNamespace(models=SimpleNamespace(flow=torch.nn.Linear(50, 50)), other=object())
+        models = SimpleNamespace(flow=torch.nn.Linear(50, 50))
+        return SimpleNamespace(models=models, config={"steps": steps}, other=object())
 
-    assert fingerprint(part(0), OURS) == fingerprint(part(0), OURS)
-    others = {fingerprint(part(1), OURS), fingerprint(part(0), OURS.derive(sampler={"steps": 3}))}
-    assert len(others | {fingerprint(part(0), OURS)}) == 3
+    assert fingerprint(part(), OURS) == fingerprint(part(), OURS)
     assert fingerprint(object()) == fingerprint(object())
-    assert fingerprint(torch.zeros(3)) != fingerprint(torch.zeros(3), 1)
+    variants = [
+        (part(), OURS),
+        (part(seed=1), OURS),
+        (part(steps=6), OURS),
+        (part(), OURS.derive(sampler={"steps": 3})),
+        (part(), OURS, "more"),
+    ]
+    assert len({fingerprint(*variant) for variant in variants}) == len(variants)
