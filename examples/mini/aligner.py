@@ -19,9 +19,8 @@ import modalign
 from modalign import Prompt
 from modalign.checkpoint import load_trained, save_checkpoint
 
-STEPS = {1: 1200, 2: 700}
+STEPS = {1: 1900, 2: 400}
 VIEWS = {1: (0, 1), 2: (2, 3)}  # of the cache: two scenes, two assets
-RATES = {1: 1.5e-3, 2: 1e-3}
 
 
 def main() -> None:
@@ -30,7 +29,6 @@ def main() -> None:
     parser.add_argument("--recipe", default="gap3d-mini")
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -49,9 +47,9 @@ def main() -> None:
         f"aligner-{recipe.name}",
         pipeline.trainable(),
         steps=options.steps or STEPS[options.stage],
-        lr=RATES[options.stage],
-        weight_decay=0.0,
-        betas=(0.9, 0.99),
+        lr=recipe.training.lr,
+        weight_decay=recipe.training.weight_decay,
+        betas=recipe.training.betas,
         # GAP3D keeps no average; without one the published weights are the last ones.
         ema=recipe.training.ema_decay or 0.0,
     )
@@ -59,10 +57,10 @@ def main() -> None:
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         rng = random.Random(step)
-        rows = [rng.randrange(len(targets)) for _ in range(options.batch)]
+        rows = [rng.randrange(len(targets)) for _ in range(recipe.training.batch_size)]
         length = "long" if rng.random() < 0.25 else "short"
         asked = [Prompt(rng.choice(known[row][length])) for row in rows]
-        packed = torch.stack([torch.from_numpy(targets[row, rng.choice(views)]) for row in rows])
+        packed = torch.stack([torch.tensor(targets[row, rng.choice(views)]) for row in rows])
         batch = {
             "prompt": pipeline.parts.vlm.prepare(asked),
             "target": pipeline.stream.split(packed.float()),
@@ -70,7 +68,7 @@ def main() -> None:
         terms: dict[str, Tensor] = pipeline(batch, generator)
         return terms
 
-    trainer.run(losses, batch_size=options.batch)
+    trainer.run(losses, batch_size=recipe.training.batch_size)
     save_checkpoint(
         WEIGHTS / f"{recipe.name}.safetensors",
         {name: tensor.detach().half() for name, tensor in pipeline.trainable().items()},

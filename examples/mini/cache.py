@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache as once
 from typing import Any
 
 import numpy as np
@@ -74,25 +75,28 @@ def surface(resolution: int) -> np.memmap:
     return drawn(f"surface-{resolution}", shape, Surface(resolution), "?")
 
 
+@once
+def _encoder() -> Any:
+    import torch
+
+    import modalign
+
+    torch.set_num_threads(1)
+    return modalign.installed().get("encoders", "dinov2-mini-reg").build()
+
+
+def _tokens(index: int) -> NDArray[np.float16]:
+    images = [Image.fromarray(image) for image in pictures()[index]]
+    return _encoder().tokens(_encoder().prepare(images)).numpy().astype(np.float16)
+
+
 def tokens() -> NDArray[np.float16]:
     """The encoder's tokens (objects, views, N, D) float16 of all `pictures`."""
     import modalign
 
-    path = FOLDER / "tokens.npy"
-    if not path.exists():
-        encoder = modalign.installed().get("encoders", "dinov2-mini-reg").build()
-        shown = pictures()
-        stream = encoder.stream
-        shape = (*shown.shape[:2], stream.num_tokens, stream.groups[0].dim)
-        array = np.lib.format.open_memmap(path.with_suffix(".tmp"), "w+", "f2", shape)
-        for start in track(range(0, len(shown), 16), "encoding pictures"):
-            rows = shown[start : start + 16]
-            images = [Image.fromarray(image) for image in rows.reshape(-1, SIZE, SIZE, 3)]
-            found = encoder.tokens(encoder.prepare(images)).numpy()
-            array[start : start + 16] = found.reshape(*rows.shape[:2], *found.shape[1:])
-        array.flush()
-        os.replace(path.with_suffix(".tmp"), path)
-    return np.lib.format.open_memmap(path, "r")
+    stream = modalign.installed().get("encoders", "dinov2-mini-reg").stream
+    shape = (TRAIN_OBJECTS, len(VIEWS), stream.num_tokens, stream.groups[0].dim)
+    return drawn("tokens", shape, _tokens, "f2")
 
 
 class Surface:

@@ -22,12 +22,12 @@ import torch
 from cache import pictures
 from modalign_plugins.encoders.dinov2 import MEAN, MINI_REG, MINI_STREAM, STD, Dinov2Encoder
 from publish import publish
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer import Trainer, widen
 
 SCENE_DELAY = torch.tensor([0.5, 0.5, 0.0, 0.0])  # added to draws: assets are paired more often
-WHOLE_STEPS = 80
 PATCH = MINI_REG["patch_size"]
 SHIFT, SCALE = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
 
@@ -62,6 +62,23 @@ class Learner(nn.Module):
         return F.unfold(half, PATCH // 2, stride=PATCH // 2).transpose(1, 2)
 
 
+def place(model: nn.Module) -> None:
+    """Start position embeddings (1, 1 + P, D) from waves of rows and columns, of amplitude 1.
+
+    The library draws them with deviation 0.02, far below the patches' own: the encoder then trains
+    into a bag of patches, and nothing after it can tell a shape.
+    """
+    table = model.embeddings.position_embeddings
+    count, dim = table.shape[1] - 1, table.shape[2]
+    axis = torch.arange(int(count**0.5), dtype=torch.float32)
+    rates = 100.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    waves = torch.cat([f(axis[:, None] * rates) for f in (torch.sin, torch.cos)], dim=1)
+    rows, columns = waves[:, None].expand(-1, len(axis), -1), waves.expand(len(axis), -1, -1)
+    with torch.no_grad():
+        table.zero_()
+        table[0, 1:] = torch.cat([rows, columns], dim=-1).reshape(count, dim)
+
+
 def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     """Symmetric InfoNCE of paired rows (B, E)."""
     logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
@@ -74,13 +91,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--start", help="a state to take the weights from, places made anew")
+    parser.add_argument("--whole", type=int, default=80, help="last steps that see all patches")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # small products: one thread each for two trainings is faster
+    torch.set_num_threads(
+        options.threads
+    )  # small products: one thread each for two trainings is faster
     torch.manual_seed(0)  # initial weights; every later draw has its own generator
     cache = pictures()
     encoder = Dinov2Encoder(MINI_REG, MINI_STREAM)
     widen(encoder.model)
+    place(encoder.model)
     learner = Learner(encoder.model.requires_grad_(True)).train()
+    if options.start:
+        known = load_file(options.start)
+        own = {key.removeprefix("average."): known[key] for key in known if "average." in key}
+        learner.load_state_dict(own)
+        place(encoder.model)
     trainer = Trainer("encoder", dict(learner.named_parameters()), steps=options.steps, lr=1.5e-3)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -94,7 +122,7 @@ def main() -> None:
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         images = (images - SHIFT) / SCALE
         patches = (images.shape[-1] // PATCH) ** 2
-        whole = step >= options.steps - WHOLE_STEPS
+        whole = step >= options.steps - options.whole
         count = patches if whole else patches * 55 // 100
         kept = torch.rand(len(images), patches, generator=generator).argsort(1)[:, :count]
         chance = 0.0 if whole else 0.2

@@ -74,7 +74,7 @@ def main() -> None:
         return {"loss": cross + 1e-3 * kl, "cross": cross, "kl": kl, "iou": hit}
 
     trainer.run(losses, batch_size=options.batch)
-    some = torch.from_numpy(np.asarray(cells[:512])).unsqueeze(1).float()
+    some = torch.tensor(cells[:512]).unsqueeze(1).float()
     print(f"latent deviation {to_unit_deviation(model.eval(), some):.3f}, made 1")  # noqa: T201
     publish_module(model["encoder"], "SparseStructureEncoder", ENCODER_ARGS, "ss_enc", trainer)
     publish_module(model["decoder"], "SparseStructureDecoder", DECODER_ARGS, "ss_dec", trainer)

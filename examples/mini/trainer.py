@@ -64,7 +64,7 @@ class Trainer:
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
         warmup: int = 50,
-        ema: float = 0.998,
+        ema: float = 0.99,
         seed: int = 0,
     ) -> None:
         self.name = name
