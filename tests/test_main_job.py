@@ -1,0 +1,70 @@
+"""The README's first command, with the weights that ship."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+import modalign
+
+PROMPT = "a red mug with a blue handle"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the command has written `mug.glb` and `mug.png`."""
+    folder = tmp_path_factory.mktemp("main")
+    call = [sys.executable, "-m", "modalign.cli", "generate", PROMPT, "--output", "mug.glb"]
+    done = subprocess.run(
+        call, cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "mug.glb  mug.png\n"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mesh(folder: Path) -> trimesh.Trimesh:
+    return trimesh.load(folder / "mug.glb", force="mesh")
+
+
+def test_the_command_writes_the_two_files_and_nothing_else(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["mug.glb", "mug.png"]
+
+
+def test_the_mesh_is_one_that_others_can_read(mesh: trimesh.Trimesh) -> None:
+    assert len(mesh.faces) > 100
+    assert np.isfinite(mesh.vertices).all()
+    assert np.abs(mesh.vertices).max() <= 0.5 + 1e-3
+    assert np.ptp(mesh.vertices, axis=0).max() > 0.5
+
+
+def test_the_preview_shows_something(folder: Path) -> None:
+    with Image.open(folder / "mug.png") as opened:
+        pixels = np.asarray(opened.convert("RGB"), dtype=float)
+    assert min(pixels.shape[:2]) >= 64
+    assert pixels.std() > 10
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    folder: Path, tmp_path: Path
+) -> None:
+    pipeline = modalign.build("gap3d-mini")
+    for seed in (0, 1):
+        (asset,) = pipeline.generate(PROMPT, seed=seed)
+        asset.save(tmp_path / f"{seed}.glb")
+    first = (folder / "mug.glb").read_bytes()
+    assert (tmp_path / "0.glb").read_bytes() == first
+    assert (tmp_path / "1.glb").read_bytes() != first
+
+
+def test_another_prompt_makes_another_mesh() -> None:
+    pipeline = modalign.build("gap3d-mini")
+    (mug,), (chair,) = (pipeline.generate(text) for text in (PROMPT, "a green chair"))
+    assert mug.vertices.shape != chair.vertices.shape or (mug.vertices != chair.vertices).any()
