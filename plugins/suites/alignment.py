@@ -38,7 +38,8 @@ INTRODUCTION = (
     "Rows. Recipes: sampled from the caption as the recipe says. `unconditional`: the first recipe "
     "without any prompt. `nearest caption`: real tokens of the training picture whose caption is "
     "most similar (TF-IDF over words). `real, other view`: real tokens of the same object from "
-    "another camera: what not knowing the view costs. `real`: the compared tokens themselves.",
+    "another camera: what not knowing the view costs. `real`: the compared tokens themselves. A "
+    "recipe that puts tokens back on their manifold has norm ratio 1 by construction.",
 )
 
 
