@@ -238,6 +238,7 @@ def _check_prepared(prepared: Mapping[str, Tensor], again: Mapping[str, Tensor])
         _require(torch.equal(tensor, again[name]), f"preparing twice changes {name!r}")
         try:
             back = pickle.loads(pickle.dumps(tensor))
+        # A plugin's tensor class may raise anything when it is pickled.
         except Exception as error:
             raise ContractError(f"{name!r} of prepare cannot be pickled: {error}") from error
         _require(torch.equal(tensor, back), f"{name!r} of prepare does not survive pickling")

@@ -148,7 +148,7 @@ def main() -> None:
     """Train one flow model and publish it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("structure", "slat"))
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--batch", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
