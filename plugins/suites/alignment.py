@@ -29,12 +29,11 @@ SAMPLES = {"asset": 1000, "scene": 250}
 TRAINING_PAIRS = 8000
 VIEWS = 2
 BATCH = 16
-CAPTION_SIZE = 8  # pixels; captions do not depend on the size of the picture that is drawn
 
 INTRODUCTION = (
-    "Held-out objects (split `test`, object i has seed i), one picture and one short caption each. "
-    "Predictions are compared with the encoder's tokens of that picture, token by token; every "
-    "sample counts once.",
+    "Held-out objects (split `test`, object i has seed i), one picture and one short caption each, "
+    "of the object alone. Predictions are compared with the encoder's tokens of that picture, "
+    "token by token; every sample counts once.",
     "Rows. Recipes: sampled from the caption as the recipe says. `unconditional`: the first recipe "
     "without any prompt. `nearest caption`: real tokens of the training picture whose caption is "
     "most similar (TF-IDF over words). `real, other view`: real tokens of the same object from "
@@ -80,7 +79,7 @@ class Bench:
         for start in range(0, count, BATCH):
             window = range(start, min(start + BATCH, count))
             examples = [self.pairs.example(VIEWS * index) for index in window]
-            self.prompts += [example.prompt for example in examples]
+            self.prompts += [Prompt(caption(self.pairs, "test", index)) for index in window]
             windows.append(encode(encoder, examples))
             if progress is not None:
                 progress(Progress(f"encoding, {domain}", window.stop, count))
@@ -96,9 +95,9 @@ class Bench:
 
         @cache
         def training() -> tuple[Pairs, NearestText]:
-            small = pairs(self.domain, "train", size=CAPTION_SIZE, views=1)
-            texts = [small.example(index).prompt.text for index in range(training_pairs)]
-            return pairs(self.domain, "train", views=1), NearestText(texts)
+            known = pairs(self.domain, "train", views=1)
+            texts = [caption(known, "train", index) for index in range(training_pairs)]
+            return known, NearestText(texts)
 
         def generated(pipeline: Pipeline) -> Any:
             def measure(window: range) -> Iterable[Values]:
@@ -138,6 +137,12 @@ class Bench:
                 for name, one in pipelines.items()
             },
         }
+
+
+def caption(data: Pairs, split: str, index: int) -> str:
+    """One short caption of object `index`, the first for object 0, and so on in turn."""
+    captions = data.world.captions(index, split)
+    return captions[index % len(captions)]
 
 
 def sampling(pipeline: Pipeline) -> tuple[Any, ...]:

@@ -226,7 +226,7 @@ class Qwen25VLPrompts:
         shown = tail if len(tail) <= 60 else tail[:57] + "..."
         return PromptError(
             f"the prompt takes {len(ids)} tokens, {excess} more than the {limit} that are read; "
-            f"shorten it by its end, from {shown!r} on, or set overlong='cut'"
+            f"shorten it by its end, from {shown!r} on"
         )
 
     def _patches(self, image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:

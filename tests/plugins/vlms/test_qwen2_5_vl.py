@@ -173,7 +173,7 @@ def test_batches_are_on_the_cpu_and_survive_pickling(adapter):
 
 def test_an_overlong_prompt_is_refused_with_the_tail_to_drop(adapter):
     text = "a red mug " * 100 + "and a purple elephant"
-    with pytest.raises(PromptError, match=r"\d+ more than the 223 .* overlong='cut'") as caught:
+    with pytest.raises(PromptError, match=r"\d+ more than the 223 .* shorten it") as caught:
         adapter.prepare([Prompt(text)])
     assert "red mug" in str(caught.value)
 
