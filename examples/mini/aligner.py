@@ -13,7 +13,7 @@ import torch
 from cache import pictures, texts, tokens
 from publish import WEIGHTS, history
 from torch import Tensor
-from trainer import Trainer
+from trainer import Trainer, quick
 
 import modalign
 from modalign import Prompt
@@ -65,7 +65,8 @@ def main() -> None:
             "prompt": pipeline.parts.vlm.prepare(asked),
             "target": pipeline.stream.split(packed.float()),
         }
-        terms: dict[str, Tensor] = pipeline(batch, generator)
+        with quick():
+            terms: dict[str, Tensor] = pipeline(batch, generator)
         return terms
 
     trainer.run(losses, batch_size=recipe.training.batch_size)

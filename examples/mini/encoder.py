@@ -1,16 +1,16 @@
 """Train `dinov2-mini-reg` on toybox pictures, without labels.
 
-Two views of one object (either domain, other camera, light and background) are a positive pair;
-of each view's patches 45 % are left out and a fifth of the others hidden, until the last steps,
-which see whole pictures. Three terms, all on the stream (tokens before the last norm, LayerNorm
-without affine):
+Two views of one object (either domain, other camera, light and background) are a positive pair; a
+fifth of the patches is hidden, until the last steps. Three terms, all on the stream (tokens before
+the last norm, LayerNorm without affine):
 
 * contrast: class tokens of the two views find each other among the batch (InfoNCE);
-* contrast of the mean patch, so that patches know what they are part of;
+* contrast of single patches with the other view's class token: each knows what it is part of;
 * pixels: every patch, hidden or not, predicts its own 14 x 14 picture at half resolution.
 
-No colour is ever jittered: colour is part of what the tokens must say. In a third of the steps the
-whole batch is grey instead, so that objects can only be told apart by shape.
+Colour is part of what the tokens must say, so it is never jittered where colour counts. In two of
+three steps one of the two views is grey, its tones mapped by a random curve, and heads of their own
+compare shape alone: of objects without a scene around them first, then of all.
 Usage: python examples/mini/encoder.py [--steps N]
 """
 
@@ -22,12 +22,16 @@ import torch
 from cache import pictures
 from modalign_plugins.encoders.dinov2 import MEAN, MINI_REG, MINI_STREAM, STD, Dinov2Encoder
 from publish import publish
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainer import Trainer, widen
+from trainer import Trainer, quick, widen
 
-SCENE_DELAY = torch.tensor([0.5, 0.5, 0.0, 0.0])  # added to draws: assets are paired more often
+# Added to draws in 0..1 that order an object's views: assets are paired more often, doubled always.
+SCENE_DELAY = torch.tensor([0.5, 0.5, 0.0, 0.0])
+KINDS = ("color", "shape")
+LOCAL = 4  # patches of each picture that are compared
+HIDDEN = 0.2
+TEMPERATURE = 0.1
 PATCH = MINI_REG["patch_size"]
 SHIFT, SCALE = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
 
@@ -39,22 +43,19 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         dim = model.config.hidden_size
-        self.cls_head = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 96))
-        self.patch_head = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 96))
+        self.cls_heads = nn.ModuleDict({kind: self._head(dim) for kind in KINDS})
+        self.patch_heads = nn.ModuleDict({kind: self._head(dim) for kind in KINDS})
         self.pixels = nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 147))
 
-    def tokens(self, images: Tensor, hidden: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Class token (B, D) and kept patches (B, k, D) of pictures (B, 3, H, W).
+    def _head(self, dim: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(dim, 256), nn.GELU(), nn.Linear(256, 96))
 
-        Patches `hidden` (B, P) are masked; only patches `kept` (B, k) are looked at, by index.
-        """
+    def tokens(self, images: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Class token (B, D) and patches (B, P, D) of pictures (B, 3, H, W), `hidden` (B, P)."""
         embedded = self.model.embeddings(images, bool_masked_pos=hidden)
-        prefix, patches = embedded.tensor_split([embedded.shape[1] - hidden.shape[1]], dim=1)
-        kept = kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-        looked_at = torch.cat([prefix, patches.gather(1, kept)], dim=1)
-        found = self.model.encoder(looked_at).last_hidden_state
+        found = self.model.encoder(embedded).last_hidden_state
         found = F.layer_norm(found, found.shape[-1:])
-        return found[:, 0], found[:, prefix.shape[1] :]
+        return found[:, 0], found[:, -hidden.shape[1] :]
 
     def targets(self, images: Tensor) -> Tensor:
         """Each patch at half resolution, (B, P, 147)."""
@@ -79,68 +80,77 @@ def place(model: nn.Module) -> None:
         table[0, 1:] = torch.cat([rows, columns], dim=-1).reshape(count, dim)
 
 
-def info_nce(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
-    """Symmetric InfoNCE of paired rows (B, E)."""
-    logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
-    truth = torch.arange(len(a))
-    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+def toned(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..1 as grey ones, tones mapped by a curve of each one's own.
+
+    A share of up to `amount` of the curve is random, the rest keeps tones as they are.
+    """
+    knots = torch.rand(len(images), 6, generator=generator)
+    share = amount * torch.rand(len(images), 1, generator=generator)
+    knots = torch.lerp(torch.linspace(0, 1, 6).expand_as(knots), knots, share)
+    place = images.mean(1).flatten(1) * 4.999
+    below = place.long()
+    low, high = knots.gather(1, below), knots.gather(1, below + 1)
+    grey = torch.lerp(low, high, place - below).view(len(images), 1, *images.shape[2:])
+    return grey.expand(-1, 3, -1, -1)
+
+
+def info_nce(a: Tensor, b: Tensor) -> Tensor:
+    """InfoNCE of rows (k B, E) with their counterparts among (B, E), k rows for each in turn."""
+    logits = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T / TEMPERATURE
+    return F.cross_entropy(logits, torch.arange(len(b)).repeat(len(a) // len(b)))
 
 
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--start", help="a state to take the weights from, places made anew")
-    parser.add_argument("--whole", type=int, default=80, help="last steps that see all patches")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--pairs", type=int, default=64)
     options = parser.parse_args()
-    torch.set_num_threads(
-        options.threads
-    )  # small products: one thread each for two trainings is faster
+    torch.set_num_threads(1)
     torch.manual_seed(0)  # initial weights; every later draw has its own generator
     cache = pictures()
     encoder = Dinov2Encoder(MINI_REG, MINI_STREAM)
     widen(encoder.model)
     place(encoder.model)
+    encoder.model.set_attn_implementation("eager")
     learner = Learner(encoder.model.requires_grad_(True)).train()
-    if options.start:
-        known = load_file(options.start)
-        own = {key.removeprefix("average."): known[key] for key in known if "average." in key}
-        learner.load_state_dict(own)
-        place(encoder.model)
     trainer = Trainer("encoder", dict(learner.named_parameters()), steps=options.steps, lr=1.5e-3)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        kind = KINDS[step % 3 > 0]
+        alone = kind == "shape" and step < options.steps // 2
         objects = torch.randint(len(cache), (options.pairs,), generator=generator)
         order = torch.rand(options.pairs, cache.shape[1], generator=generator)
-        order = (order + SCENE_DELAY).argsort(1)[:, :2]
+        order = (order + (2 if alone else 1) * SCENE_DELAY).argsort(1)[:, :2]
         flat = torch.cat([order[:, 0], order[:, 1]])
         picked = torch.from_numpy(cache[objects.repeat(2).numpy(), flat.numpy()])
         images = picked.permute(0, 3, 1, 2).float() / 255
-        if step % 3 == 2:
-            images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        if kind == "shape":
+            first, second = images.chunk(2)
+            # Without tones there is nothing easy to begin with: they go little by little.
+            amount = min(1.0, 2 * step / options.steps)
+            images = torch.cat([first, toned(second, amount, generator)])
         images = (images - SHIFT) / SCALE
-        patches = (images.shape[-1] // PATCH) ** 2
-        whole = step >= options.steps - options.whole
-        count = patches if whole else patches * 55 // 100
-        kept = torch.rand(len(images), patches, generator=generator).argsort(1)[:, :count]
-        chance = 0.0 if whole else 0.2
-        hidden = torch.rand(len(images), patches, generator=generator) < chance
-        cls, grid = learner.tokens(images, hidden, kept)
         truth = learner.targets(images)
-        truth = truth.gather(1, kept.unsqueeze(-1).expand(-1, -1, truth.shape[-1]))
-        error = F.mse_loss(learner.pixels(grid), truth, reduction="none").mean(-1)
-        hidden = hidden.gather(1, kept)
+        chance = HIDDEN if step < options.steps * 9 // 10 else 0.0
+        hidden = torch.rand(truth.shape[:2], generator=generator) < chance
+        chosen = torch.randint(truth.shape[1], (len(images), LOCAL), generator=generator)
+        with quick():
+            cls, grid = learner.tokens(images, hidden)
+            error = F.mse_loss(learner.pixels(grid), truth, reduction="none").mean(-1)
+            first, second = learner.cls_heads[kind](cls).chunk(2)
+            local = grid.gather(1, chosen.unsqueeze(-1).expand(-1, -1, grid.shape[-1]))
+            local = learner.patch_heads[kind](local).transpose(0, 1)  # (LOCAL, 2 B, E)
+        here, there = (half.flatten(0, 1) for half in local.chunk(2, dim=1))
         # Visible patches weigh less: copying is easy, yet it keeps colour in every token.
         pixels = (error * torch.where(hidden, 1.0, 0.3)).mean()
-        shape_or_color = "contrast_grey" if step % 3 == 2 else "contrast"
-        contrast = info_nce(*learner.cls_head(cls).chunk(2))
-        parts = info_nce(*learner.patch_head(grid.mean(1)).chunk(2))
+        contrast = (info_nce(first, second) + info_nce(second, first)) / 2
+        patches = (info_nce(here, second) + info_nce(there, first)) / 2
         return {
-            "loss": contrast + 0.5 * parts + 2.0 * pixels,
-            shape_or_color: contrast,
-            "contrast_patches": parts,
+            "loss": contrast + 0.5 * patches + 2.0 * pixels,
+            f"{kind}": contrast,
+            f"{kind}_patches": patches,
             "pixels": pixels,
         }
 

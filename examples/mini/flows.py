@@ -26,7 +26,7 @@ from publish import WEIGHTS, publish_module, write_pipeline
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainer import Trainer
+from trainer import Trainer, compiled, quick
 
 CKPTS = WEIGHTS / "trellis-mini" / "ckpts"
 ASSETS = (2, 3)  # views of the cache
@@ -101,7 +101,7 @@ def structure_losses(
     model: nn.Module, batch: int
 ) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
     """The flow-matching loss of structure latents."""
-    latents, conditions = structure_latents(), Conditions()
+    latents, conditions, fast = structure_latents(), Conditions(), compiled(model)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(latents), (batch,), generator=generator)
@@ -109,8 +109,9 @@ def structure_losses(
         noise = torch.randn(x_0.shape, generator=generator)
         share = t.view(-1, 1, 1, 1, 1)
         x_t = (1 - share) * x_0 + share * noise
-        found = model(x_t, 1000 * t, conditions.draw(rows, generator))
-        return {"loss": F.mse_loss(found, noise - x_0)}
+        with quick():
+            found = fast(x_t, 1000 * t, conditions.draw(rows, generator))
+        return {"loss": F.mse_loss(found.float(), noise - x_0)}
 
     return losses
 
@@ -132,8 +133,9 @@ def slat_losses(
         noise = torch.randn(x_0.shape, generator=generator)
         share = t[coords[:, 0].long()].unsqueeze(1)
         x_t = SparseTensor.from_coords(coords.int(), (1 - share) * x_0 + share * noise)
-        found = model(x_t, 1000 * t, conditions.draw(rows, generator))
-        return {"loss": F.mse_loss(found.feats, noise - x_0)}
+        with quick():
+            found = model(x_t, 1000 * t, conditions.draw(rows, generator))
+        return {"loss": F.mse_loss(found.feats.float(), noise - x_0)}
 
     return losses
 

@@ -20,15 +20,13 @@ DATA_SEED = 0
 
 
 def commit() -> str:
-    """The commit whose code trained the weights, marked if files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return said.stdout.strip()
+    """The commit whose code trained the weights, marked if any code differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True)  # noqa: PLW1510
+
+    changed = git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode
+    return git("rev-parse", "--short=12", "HEAD").stdout.strip() + "-dirty" * bool(changed)
 
 
 def history(trainer: Trainer) -> dict[str, Any]:

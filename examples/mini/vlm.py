@@ -4,10 +4,13 @@ Five kinds of rows, all in the templates the adapter uses later:
 
 * a generation prompt, its closed turn, [IMG], then another caption of the same object;
 * the same with a picture and an edit instruction, then a caption of the edited object;
-* a caption and a question about it; a picture and a question; a picture and "describe it".
+* a caption and questions about it; a picture and questions; a picture and "describe it".
 
 What follows [IMG] is where soft tokens will stand: the model learns to bring there what the prompt
-says. Usage: python examples/mini/vlm.py [--steps N]
+says. Sight is slow to come through the language model alone, so a linear head that only training
+needs also reads from each picture's tokens which words its long caption has (softmax over the
+vocabulary against the set of words, arXiv:2411.03313).
+Usage: python examples/mini/vlm.py [--steps N]
 """
 
 from __future__ import annotations
@@ -21,21 +24,25 @@ import numpy as np
 import torch
 from cache import pictures, texts
 from modalign_plugins.vlms import qwen2_5_vl_mini as mini
-from modalign_plugins.vlms.qwen2_5_vl_prompts import Qwen25VLPrompts, pad_right
+from modalign_plugins.vlms.qwen2_5_vl_prompts import SYSTEM, Qwen25VLPrompts, pad_right
 from numpy.typing import NDArray
 from PIL import Image
 from publish import WEIGHTS, publish
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from trainer import RUNS, Trainer, widen
+from trainer import RUNS, Trainer, quick, widen
 
 from modalign import Prompt
 
-KINDS = {"generate": 14, "edit": 6, "read": 4, "look": 6, "describe": 2}
+KINDS = {"generate": 12, "edit": 6, "read": 3, "look": 9, "describe": 2}
+TURNS = 4  # questions about one caption or picture
+EXTRA = 24  # pictures that only the head sees
 DESCRIBE = ("describe the picture.", "what does the picture show?")
 
 
 Row = dict[str, Any]
+Turn = tuple[list[int], list[int]]
+BLANK = Image.new("RGB", (1, 1))  # stands for a picture whose patches are added later
 
 
 def corpus(rows: Sequence[Row]) -> list[str]:
@@ -57,6 +64,8 @@ class Rows:
         self.prompts = prompts
         self.known = known
         self.cache = cache
+        # Tokens of the system's turn, which only a row's first turn has.
+        self.head = len(prompts.tokenizer.encode(SYSTEM).ids)
 
     def picture(self, index: int, rng: random.Random) -> Image.Image:
         """Some view of a training object."""
@@ -66,54 +75,69 @@ class Rows:
         """Ids of an answer with its end."""
         return list(self.prompts.tokenizer.encode(f"{text}<|im_end|>\n").ids)
 
-    def row(
-        self, kind: str, length: str, rng: random.Random
-    ) -> tuple[list[int], list[int], list[Image.Image]]:
-        """What is asked, what is to be answered, and the pictures in it."""
+    def row(self, kind: str, length: str, rng: random.Random) -> tuple[list[Turn], list[int]]:
+        """What is asked and answered in turn, and of which object a picture is shown."""
         seen = kind in ("edit", "look", "describe")
         index = rng.randrange(len(self.cache) if seen else len(self.known))
-        images = [self.picture(index, rng)] if seen else []
         known = self.known[index]
+        shown = [index] if seen else []
         if kind == "generate":
             asked = self.prompts.row(Prompt(rng.choice(known[length])))
-            return asked, self.words(rng.choice(known["short"])), images
+            return [(asked, self.words(rng.choice(known["short"])))], shown
         if kind == "edit":
             edit = rng.choice(known["edits"])
-            asked = self.prompts.row(Prompt(edit["instruction"], tuple(images)))
-            return asked, self.words(rng.choice(edit["short"])), images
+            asked = self.prompts.row(Prompt(edit["instruction"], (BLANK,)))
+            return [(asked, self.words(rng.choice(edit["short"])))], shown
         if kind == "describe":
-            question, answer = rng.choice(DESCRIBE), rng.choice(known["short"])
+            pairs = [(rng.choice(DESCRIBE), rng.choice(known["short"]))]
         else:
-            question, answer = rng.choice(known["questions"])
-        if kind == "read":
-            question = f"{rng.choice(known[length])}. {question}"
-        chat = self.prompts.chat([question], images or None, [answer])
-        ids, labels = chat["input_ids"][0].tolist(), chat["labels"][0].tolist()
-        start = sum(label == -100 for label in labels)
-        return ids[:start], ids[start:], images
+            pairs = rng.sample(known["questions"], min(TURNS, len(known["questions"])))
+        turns = []
+        for number, (question, answer) in enumerate(pairs):
+            if kind == "read" and number == 0:
+                question = f"{rng.choice(known[length])}. {question}"
+            asked = self.prompts.chat([question], [BLANK] if seen and number == 0 else None)
+            ids = asked["input_ids"][0].tolist()
+            turns.append((ids if number == 0 else ids[self.head :], self.words(answer)))
+        return turns, shown
 
-    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch and its weights (B, P): answers count fully, what is asked a little."""
+    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[int]]:
+        """A batch, its weights (B, P), and the object of each picture.
+
+        Answers count fully, what is asked a little. More pictures follow than the rows show.
+        """
         rng = random.Random(step)
         # One length per batch, so that little of it is padding.
         length = "long" if rng.random() < 0.3 else "short"
         rows: list[list[int]] = []
         weights: list[list[int]] = []
-        images: list[Image.Image] = []
+        pictured: list[int] = []
+        quiet = {self.prompts.ids.image_pad, self.prompts.ids.start}
         for kind, count in KINDS.items():
             for _ in range(count):
-                asked, answer, shown = self.row(kind, length, rng)
-                quiet = {self.prompts.ids.image_pad, self.prompts.ids.start}
-                rows.append(asked + answer)
-                weights.append([0 if word in quiet else 1 for word in asked] + [10] * len(answer))
-                images += shown
-        return self.prompts.batch(rows, images), pad_right(weights, 0).float() / 10
+                turns, shown = self.row(kind, length, rng)
+                rows.append([word for asked, answer in turns for word in (*asked, *answer)])
+                weights.append([])
+                for asked, answer in turns:
+                    weights[-1] += [0 if word in quiet else 1 for word in asked]
+                    weights[-1] += [10] * len(answer)
+                pictured += shown
+        pictured += [rng.randrange(len(self.cache)) for _ in range(EXTRA)]
+        images = [self.picture(index, rng) for index in pictured]
+        return self.prompts.batch(rows, images), pad_right(weights, 0).float() / 10, pictured
+
+    def caption_words(self, objects: Sequence[int], vocabulary: int) -> Tensor:
+        """Which words the long captions of `objects` have, (B, V), each row of sum 1."""
+        found = torch.zeros(len(objects), vocabulary)
+        for row, index in enumerate(objects):
+            found[row, self.prompts.tokenizer.encode(self.known[index]["long"][0]).ids] = 1
+        return found / found.sum(1, keepdim=True)
 
 
 def main() -> None:
     """Train and publish the folder that `weights="pretrained"` reads."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=4400)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -121,34 +145,45 @@ def main() -> None:
     adapter = mini.fresh(corpus(known[:600]))
     model = adapter.model.train()
     widen(model)
+    model.set_attn_implementation("eager")
     # Tied to the output: logits of unit hidden states then start with deviation 1.
     torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=192**-0.5)
     language, ids = model.model.language_model, adapter.prompts.ids
     rows = Rows(adapter.prompts, known, pictures())
-    trainer = Trainer("vlm", dict(model.named_parameters()), steps=options.steps, lr=1.5e-3)
+    words_of = nn.Linear(192, len(language.embed_tokens.weight))
+    learnt = dict(model.named_parameters()) | {
+        f"words_of.{name}": value for name, value in words_of.named_parameters()
+    }
+    trainer = Trainer("vlm", learnt, steps=options.steps, lr=1.5e-3)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch, weights = rows.batch(step)
+        batch, weights, pictured = rows.batch(step)
         words = batch["input_ids"]
         table = language.embed_tokens.weight
         embedded = language.embed_tokens(words)
         is_start = (words == ids.start).unsqueeze(-1)
         embedded = torch.where(is_start, table[: ids.start].mean(0), embedded)
         found = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"])
+        seen = torch.stack(list(found.pooler_output))  # (pictures, tokens, C)
         is_picture = (words == ids.image_pad).unsqueeze(-1)
-        embedded = embedded.masked_scatter(is_picture, torch.cat(list(found.pooler_output)))
-        hidden = language(
-            inputs_embeds=embedded, position_ids=adapter.places(batch), use_cache=False
-        ).last_hidden_state
-        counted = weights[:, 1:] > 0
-        logits = model.lm_head(hidden[:, :-1][counted])
+        embedded = embedded.masked_scatter(is_picture, seen)
+        told = words_of(seen).logsumexp(1).log_softmax(-1)
+        sight = -(told * rows.caption_words(pictured, told.shape[-1])).sum(-1).mean()
+        batch["image_grid_thw"] = batch["image_grid_thw"][: len(pictured) - EXTRA]
+        with quick():
+            hidden = language(
+                inputs_embeds=embedded, position_ids=adapter.places(batch), use_cache=False
+            ).last_hidden_state
+            counted = weights[:, 1:] > 0
+            logits = model.lm_head(hidden[:, :-1][counted]).float()
         each = F.cross_entropy(logits, words[:, 1:][counted], reduction="none")
         weight = weights[:, 1:][counted]
         answers = weight == 1
         return {
-            "loss": (each * weight).sum() / weight.sum(),
+            "loss": (each * weight).sum() / weight.sum() + 0.5 * sight,
             "answers": each[answers].mean(),
             "right": (logits.argmax(-1) == words[:, 1:][counted])[answers].float().mean(),
+            "sight": sight,
         }
 
     trainer.run(losses, batch_size=sum(KINDS.values()))
