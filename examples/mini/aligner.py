@@ -13,7 +13,7 @@ import torch
 from cache import pictures, texts, tokens
 from publish import WEIGHTS, history
 from torch import Tensor
-from trainer import Trainer, quick
+from trainer import Trainer, compile_forward, quick
 
 import modalign
 from modalign import Prompt
@@ -41,6 +41,7 @@ def main() -> None:
         start = WEIGHTS / f"{first.name}.safetensors"
         trained = load_trained(start, first, pipeline.stream, pipeline.trainable())
         pipeline.load_state_dict(trained)
+    compile_forward(pipeline.head)
     known, targets = texts(), tokens()
     assert len(targets) == len(pictures())
     trainer = Trainer(

@@ -21,7 +21,7 @@ import argparse
 import torch
 from cache import pictures
 from modalign_plugins.encoders.dinov2 import MEAN, MINI_REG, MINI_STREAM, STD, Dinov2Encoder
-from publish import publish
+from publish import WEIGHTS, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer import Trainer, quick, widen
@@ -155,7 +155,7 @@ def main() -> None:
         }
 
     trainer.run(losses, batch_size=2 * options.pairs)
-    publish(encoder.save, "dinov2-mini-reg.safetensors", trainer)
+    publish(encoder.save, WEIGHTS / "dinov2-mini-reg.safetensors", trainer)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from modalign_plugins.generators.trellis.slat_vae import SLatEncoder
 from modalign_plugins.generators.trellis.sparse import SparseTensor
 from modalign_plugins.generators.trellis.structure_flow import SparseStructureFlowModel
 from modalign_plugins.generators.trellis.structure_vae import SparseStructureEncoder
-from publish import WEIGHTS, publish_module, write_pipeline
+from publish import CKPTS, ENCODERS, publish_module, write_pipeline
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainer import Trainer, compiled, quick
+from trainer import Trainer, compile_forward, quick
 
-CKPTS = WEIGHTS / "trellis-mini" / "ckpts"
 ASSETS = (2, 3)  # views of the cache
 BLUR = 0.3  # largest deviation of the noise on tokens, whose own is 1
 
@@ -38,7 +37,7 @@ def structure_latents() -> Tensor:
     """Latent means (objects, 8, 4, 4, 4) of every training object's structure."""
     path = FOLDER / "structure-latents.npy"
     if not path.exists():
-        encoder = load_model(CKPTS / "ss_enc", SparseStructureEncoder)
+        encoder = load_model(ENCODERS / "ss_enc", SparseStructureEncoder)
         cells = surface(STRUCTURE)
         found = [
             encoder(torch.from_numpy(cells[k : k + 32]).unsqueeze(1).float())[0].numpy()
@@ -53,7 +52,7 @@ def slat_latents() -> tuple[list[Tensor], list[Tensor]]:
     """Voxels (N, 3) and latent means (N, 8) of the measured training objects."""
     paths = [FOLDER / f"slat-{part}.npy" for part in ("voxels", "latents", "start")]
     if not all(path.exists() for path in paths):
-        encoder = load_model(CKPTS / "slat_enc", SLatEncoder)
+        encoder = load_model(ENCODERS / "slat_enc", SLatEncoder)
         voxels, latents = [], []
         for row in track(range(shapes.OBJECTS), "encoding shapes"):
             coords, features, _, _ = shapes.batch([shapes.shape(row)])
@@ -101,7 +100,8 @@ def structure_losses(
     model: nn.Module, batch: int
 ) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
     """The flow-matching loss of structure latents."""
-    latents, conditions, fast = structure_latents(), Conditions(), compiled(model)
+    latents, conditions = structure_latents(), Conditions()
+    compile_forward(model)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(latents), (batch,), generator=generator)
@@ -110,7 +110,7 @@ def structure_losses(
         share = t.view(-1, 1, 1, 1, 1)
         x_t = (1 - share) * x_0 + share * noise
         with quick():
-            found = fast(x_t, 1000 * t, conditions.draw(rows, generator))
+            found = model(x_t, 1000 * t, conditions.draw(rows, generator))
         return {"loss": F.mse_loss(found.float(), noise - x_0)}
 
     return losses
@@ -133,9 +133,9 @@ def slat_losses(
         noise = torch.randn(x_0.shape, generator=generator)
         share = t[coords[:, 0].long()].unsqueeze(1)
         x_t = SparseTensor.from_coords(coords.int(), (1 - share) * x_0 + share * noise)
-        with quick():
-            found = model(x_t, 1000 * t, conditions.draw(rows, generator))
-        return {"loss": F.mse_loss(found.feats.float(), noise - x_0)}
+        # float32: its many small products gain nothing from bfloat16.
+        found = model(x_t, 1000 * t, conditions.draw(rows, generator))
+        return {"loss": F.mse_loss(found.feats, noise - x_0)}
 
     return losses
 
@@ -172,9 +172,9 @@ def main() -> None:
     )
     trainer.run(losses, batch_size=batch)
     if options.stage == "structure":
-        publish_module(model, "SparseStructureFlowModel", STRUCTURE_FLOW_ARGS, "ss_flow", trainer)
+        publish_module(model, STRUCTURE_FLOW_ARGS, CKPTS / "ss_flow", trainer)
     else:
-        publish_module(model, "SLatFlowModel", SLAT_FLOW_ARGS, "slat_flow", trainer)
+        publish_module(model, SLAT_FLOW_ARGS, CKPTS / "slat_flow", trainer)
         mean, std = slat_statistics(slat_latents()[1])
         write_pipeline(mean.tolist(), std.tolist())
 

@@ -16,6 +16,8 @@ from torch import nn
 from trainer import HERE, Trainer
 
 WEIGHTS = HERE.parents[1] / "plugins" / "weights"
+CKPTS = WEIGHTS / "trellis-mini" / "ckpts"
+ENCODERS = HERE / "weights"  # of both VAEs: no pipeline needs them, so the package does without
 DATA_SEED = 0
 
 
@@ -40,28 +42,25 @@ def history(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def publish_module(
-    module: nn.Module, kind: str, args: dict[str, Any], name: str, trainer: Trainer
-) -> None:
-    """One model of the mini TRELLIS in the official layout: `ckpts/<name>.json` + safetensors."""
+def publish_module(module: nn.Module, args: dict[str, Any], stem: Path, trainer: Trainer) -> None:
+    """One model of the mini TRELLIS in the official layout: `<stem>.json` + safetensors."""
     target = publish(
         lambda path: save_file(
             {key: value.contiguous() for key, value in module.state_dict().items()}, path
         ),
-        f"trellis-mini/ckpts/{name}.safetensors",
+        stem.with_suffix(".safetensors"),
         trainer,
     )
     target.with_suffix(".json").write_text(
-        json.dumps({"name": kind, "args": args}, indent=1) + "\n"
+        json.dumps({"name": type(module).__name__, "args": args}, indent=1) + "\n"
     )
 
 
-def publish(save: Callable[..., None], name: str, trainer: Trainer) -> Path:
-    """Write weights in float16 through `save(path)` and add the training's own facts.
+def publish(save: Callable[..., None], target: Path, trainer: Trainer) -> Path:
+    """Write weights in float16 to `target` through `save(path)`, with the training's own facts.
 
     One safetensors file; its header says by which script, steps, seconds, data seed and commit.
     """
-    target = WEIGHTS / name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp")
     save(temporary)

@@ -23,7 +23,7 @@ from torch import Tensor
 SCALE = 4
 CELLS = STRUCTURE * SCALE  # of the mesh grid
 SIDE = CELLS + 1
-OBJECTS = 1600
+OBJECTS = 4000
 COLOR_TABLE = torch.tensor(np.stack([PALETTE[name] for name in COLORS]), dtype=torch.float32)
 
 

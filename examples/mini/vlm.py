@@ -196,7 +196,7 @@ def main() -> None:
     weights = RUNS / "vlm" / "folder" / "model.safetensors"
     publish(
         lambda path: path.write_bytes(weights.read_bytes()),
-        "qwen2.5-vl-mini/model.safetensors",
+        target / "model.safetensors",
         trainer,
     )
 
