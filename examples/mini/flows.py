@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from trainer import Trainer, compile_forward, quick
 
 ASSETS = (2, 3)  # views of the cache
+STEPS = {"structure": 6000, "slat": 4400}
 BLUR = 0.3  # largest deviation of the noise on tokens, whose own is 1
 
 
@@ -150,7 +151,7 @@ def main() -> None:
     """Train one flow model and publish it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("structure", "slat"))
-    parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -166,7 +167,7 @@ def main() -> None:
     trainer = Trainer(
         f"flows-{options.stage}",
         dict(model.train().named_parameters()),
-        steps=options.steps,
+        steps=options.steps or STEPS[options.stage],
         lr=1.5e-3,
         ema=0.996,
     )
