@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from modalign_plugins.datasets.toybox import Toybox
+from modalign_plugins.suites.judge import Judge, Verdict
 from PIL import Image
 
 import modalign
@@ -64,7 +66,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert (tmp_path / "1.glb").read_bytes() != first
 
 
-def test_another_prompt_makes_another_mesh() -> None:
-    pipeline = modalign.build("gap3d-mini")
-    (mug,), (chair,) = (pipeline.generate(text) for text in (PROMPT, "a green chair"))
-    assert mug.vertices.shape != chair.vertices.shape or (mug.vertices != chair.vertices).any()
+@pytest.fixture(scope="module")
+def jury() -> Judge:
+    """Names family and colours of a mesh as it stands; the end-to-end suite's own."""
+    return Judge(Toybox(0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "family", "color", "second"),
+    [
+        (PROMPT, "mug", "red", "blue"),
+        ("a blue mug with a red handle", "mug", "blue", "red"),
+        ("a green chair with yellow legs", "chair", "green", "yellow"),
+        ("a purple house with a white roof", "house", "purple", "white"),
+    ],
+)
+def test_the_prompt_decides_the_shape_and_both_colours(
+    jury: Judge, prompt: str, family: str, color: str, second: str
+) -> None:
+    (mesh,) = modalign.build("gap3d-mini").generate(prompt, seed=0)
+    assert isinstance(mesh, modalign.Mesh)
+    assert jury(mesh) == Verdict(family, color, second)

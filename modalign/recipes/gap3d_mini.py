@@ -1,7 +1,7 @@
 """GAP3D at a size that runs anywhere: the same classes, small weights that ship with the package.
 
-Two objectives, two stages each: `gap3d-mini-reference` keeps GAP3D's own, `gap3d-mini` predicts
-data at logit-normal, shifted times and averages its weights. Only `gap3d-mini` has weights so far.
+Two objectives, two stages each, trained equally long: `gap3d-mini-reference` keeps GAP3D's own,
+`gap3d-mini` predicts data at logit-normal, shifted times and averages its weights.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ GAP3D_MINI_REFERENCE = GAP3D.derive(
     training=TrainingConfig(
         lr=1e-3, min_lr=2e-5, warmup=0.1, batch_size=32, betas=(0.9, 0.99), grad_clip=1.0
     ),
-    summary="GAP3D's own objective on the toy world; to be trained",
+    checkpoint=f"{_WEIGHTS}/gap3d-mini-reference.safetensors",
+    summary="GAP3D's own objective on the toy world",
 )
 GAP3D_MINI = GAP3D_MINI_REFERENCE.derive(
     name="gap3d-mini",
     # sqrt(69 tokens x 128 / 4096) = 1.47: RAE's rule for the time shift (arXiv:2510.11690).
     flow=FlowConfig(prediction="data", time="logit-normal", shift=1.5),
-    sampler=SamplerConfig(steps=25, guidance=3.0),
+    sampler=SamplerConfig(steps=25, guidance=5.0),
     training={"ema_decay": 0.998},
     checkpoint=f"{_WEIGHTS}/gap3d-mini.safetensors",
     summary="Text to 3-D on the toy world: data prediction, logit-normal time, shift, EMA",
