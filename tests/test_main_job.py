@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import trimesh
 from modalign_plugins.datasets.toybox import Toybox
-from modalign_plugins.suites.judge import Judge, Verdict
+from modalign_plugins.suites.judge import Judge
 from PIL import Image
 
 import modalign
 
 PROMPT = "a red mug with a blue handle"
+PROMPTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +67,23 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert (tmp_path / "1.glb").read_bytes() != first
 
 
-@pytest.fixture(scope="module")
-def jury() -> Judge:
-    """Names family and colours of a mesh as it stands; the end-to-end suite's own."""
-    return Judge(Toybox(0))
+def test_prompts_of_unseen_pairs_decide_the_shape_and_the_colour() -> None:
+    """Chance is 4 % for a family and 8 % for a colour; `modalign bench` has the real shares."""
+    world, pipeline = Toybox(0), modalign.build("gap3d-mini")
+    jury = Judge(world)
+    families = colors = 0
+    for index in range(PROMPTS):
+        (mesh,) = pipeline.generate(world.captions(index, "compositional")[0], seed=index)
+        assert isinstance(mesh, modalign.Mesh)
+        found, asked = jury(mesh), world.object(index, "compositional")
+        families += found.family == asked.family
+        colors += found.color == asked.color
+    assert families >= PROMPTS // 2
+    assert colors >= PROMPTS // 2
 
 
-@pytest.mark.parametrize(
-    ("prompt", "family", "color", "second"),
-    [
-        (PROMPT, "mug", "red", "blue"),
-        ("a blue mug with a red handle", "mug", "blue", "red"),
-        ("a green chair with yellow legs", "chair", "green", "yellow"),
-        ("a purple house with a white roof", "house", "purple", "white"),
-    ],
-)
-def test_the_prompt_decides_the_shape_and_both_colours(
-    jury: Judge, prompt: str, family: str, color: str, second: str
-) -> None:
-    (mesh,) = modalign.build("gap3d-mini").generate(prompt, seed=0)
+def test_the_readme_mug_is_a_mug_and_red() -> None:
+    (mesh,) = modalign.build("gap3d-mini").generate(PROMPT, seed=0)
     assert isinstance(mesh, modalign.Mesh)
-    assert jury(mesh) == Verdict(family, color, second)
+    found = Judge(Toybox(0))(mesh)
+    assert (found.family, found.color) == ("mug", "red")
