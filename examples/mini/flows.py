@@ -134,7 +134,7 @@ def slat_losses(
         noise = torch.randn(x_0.shape, generator=generator)
         share = t[coords[:, 0].long()].unsqueeze(1)
         x_t = SparseTensor.from_coords(coords.int(), (1 - share) * x_0 + share * noise)
-        # float32: its many small products gain nothing from bfloat16.
+        # float32: at this batch its many small products gain nothing from bfloat16.
         found = model(x_t, 1000 * t, conditions.draw(rows, generator))
         return {"loss": F.mse_loss(found.feats, noise - x_0)}
 

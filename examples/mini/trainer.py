@@ -72,7 +72,7 @@ def quick() -> Iterator[None]:
 
 
 def compile_forward(module: nn.Module) -> None:
-    """Compile what `module` does, which takes a third off a step, where a compiler is found."""
+    """Compile what `module` does, where there are matrix units and a compiler."""
     if AMX and shutil.which("g++"):
         module.compile()
 
