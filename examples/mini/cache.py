@@ -14,7 +14,7 @@ from functools import cache as once
 from typing import Any
 
 import numpy as np
-from modalign_plugins.datasets.toybox import Toybox, captions
+from modalign_plugins.datasets.toybox import Toybox, ToyObject, captions
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
@@ -29,20 +29,31 @@ FOLDER = RUNS / "cache"
 WORLD = Toybox(seed=0)
 
 
-def views(split: str, kinds: Sequence[str], index: int) -> NDArray[np.uint8]:
-    """Pictures (V, H, W, 3) of one object; the n-th of a kind is its view n."""
+def views(
+    split: str, kinds: Sequence[str], index: int, subject: ToyObject | None = None
+) -> NDArray[np.uint8]:
+    """Pictures (V, H, W, 3) of one object; the n-th of a kind is its view n.
+
+    With a `subject`, pictures of that from the same cameras.
+    """
     seen: dict[str, int] = {}
     pictures = []
     for kind in kinds:
         view = seen.get(kind, 0)
         seen[kind] = view + 1
         draw = WORLD.scene if kind == "scene" else WORLD.asset
-        pictures.append(draw(index, split, size=SIZE, view=view).image)
+        pictures.append(draw(index, split, size=SIZE, view=view, subject=subject).image)
     return np.stack(pictures)
 
 
 def _train_views(index: int) -> NDArray[np.uint8]:
     return views("train", VIEWS, index)
+
+
+def _twin_views(index: int) -> NDArray[np.uint8]:
+    # Edits begin with one of the main colour, then one of another part's.
+    edit = WORLD.edits(index)[0 if index % 4 == 0 else 1]
+    return views("train", VIEWS, index, edit.object)
 
 
 def drawn(
@@ -67,6 +78,12 @@ def pictures() -> np.memmap:
     """Training pictures (objects, views, H, W, 3) uint8: two scenes and two assets of each."""
     shape = (TRAIN_OBJECTS, len(VIEWS), SIZE, SIZE, 3)
     return drawn("pictures", shape, _train_views, "u1")
+
+
+def twins() -> np.memmap:
+    """The `pictures` once more with one part of each object in another colour."""
+    shape = (TRAIN_OBJECTS, len(VIEWS), SIZE, SIZE, 3)
+    return drawn("twins", shape, _twin_views, "u1")
 
 
 def surface(resolution: int) -> np.memmap:
@@ -147,4 +164,5 @@ def texts() -> list[dict[str, Any]]:
 if __name__ == "__main__":
     texts()
     pictures()
+    twins()
     surface(16)

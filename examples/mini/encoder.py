@@ -8,9 +8,10 @@ the last norm, LayerNorm without affine):
 * contrast of single patches with the other view's class token: each knows what it is part of;
 * pixels: every patch, hidden or not, predicts its own 14 x 14 picture at half resolution.
 
-Colour is part of what the tokens must say, so it is never jittered where colour counts. In two of
-three steps one of the two views is grey, its tones mapped by a random curve, and heads of their own
-compare shape alone: of objects without a scene around them first, then of all.
+Colour is part of what the tokens must say, so it is never jittered where colour counts; there, half
+of the batch are twins of the other half, seen from the same cameras, one part in another colour. In
+every second step one of the two views is grey, its tones mapped by a random curve, and heads of
+their own compare shape alone: of objects without a scene around them first, then of all.
 Usage: python examples/mini/encoder.py [--steps N]
 """
 
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
-from cache import pictures
+from cache import pictures, twins
 from modalign_plugins.encoders.dinov2 import MEAN, MINI_REG, MINI_STREAM, STD, Dinov2Encoder
 from publish import WEIGHTS, publish
 from torch import Tensor, nn
@@ -104,12 +106,12 @@ def info_nce(a: Tensor, b: Tensor) -> Tensor:
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--pairs", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)  # initial weights; every later draw has its own generator
-    cache = pictures()
+    cache, changed = pictures(), twins()
     encoder = Dinov2Encoder(MINI_REG, MINI_STREAM)
     widen(encoder.model)
     place(encoder.model)
@@ -118,13 +120,17 @@ def main() -> None:
     trainer = Trainer("encoder", dict(learner.named_parameters()), steps=options.steps, lr=1.5e-3)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        kind = KINDS[step % 3 > 0]
+        kind = KINDS[step % 2]
         alone = kind == "shape" and step < options.steps // 2
-        objects = torch.randint(len(cache), (options.pairs,), generator=generator)
-        order = torch.rand(options.pairs, cache.shape[1], generator=generator)
+        drawn = options.pairs if kind == "shape" else options.pairs // 2
+        objects = torch.randint(len(cache), (drawn,), generator=generator).numpy()
+        order = torch.rand(drawn, cache.shape[1], generator=generator)
         order = (order + (2 if alone else 1) * SCENE_DELAY).argsort(1)[:, :2]
-        flat = torch.cat([order[:, 0], order[:, 1]])
-        picked = torch.from_numpy(cache[objects.repeat(2).numpy(), flat.numpy()])
+        sides = [cache[objects, view] for view in order.T.numpy()]
+        if kind == "color":
+            others = [changed[objects, view] for view in order.T.numpy()]
+            sides = [np.concatenate(both) for both in zip(sides, others, strict=True)]
+        picked = torch.from_numpy(np.concatenate(sides))
         images = picked.permute(0, 3, 1, 2).float() / 255
         if kind == "shape":
             first, second = images.chunk(2)

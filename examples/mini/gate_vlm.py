@@ -1,14 +1,17 @@
 """The VLM's gate: questions about pictures it never saw, and what its soft-token states hold.
 
-Soft tokens are untrained here (as every aligner training starts): a linear probe reads family and
-colours of unseen captions from the hidden states that follow the prompt.
+A linear probe reads family and colours of unseen captions from the hidden states that follow the
+prompt: of soft tokens that were trained with linear heads through the frozen VLM, as an aligner
+trains its own, and of random ones, which only tell where such a training begins.
 Usage: python examples/mini/gate_vlm.py
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from cache import WORLD, texts
@@ -16,10 +19,19 @@ from gates import report
 from modalign_plugins.datasets.toybox import COLORS, FAMILIES
 from PIL import Image
 from probes import linear_probe
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import modalign
 from modalign import Prompt
+from modalign.specs import VLMAdapter
+
+NUM_SOFT = 16  # as the recipes have
+READ = {
+    "family": lambda toy: FAMILIES.index(toy.family),
+    "main colour": lambda toy: COLORS.index(toy.color),
+    "second colour": lambda toy: COLORS.index((toy.second or toy.parts[0]).color),
+}
 
 
 def kind_of(question: str) -> str:
@@ -33,14 +45,30 @@ def kind_of(question: str) -> str:
 
 
 @torch.no_grad()
-def states(vlm: modalign.specs.VLMAdapter, captions: list[str]) -> Tensor:
-    """Hidden states (M, S C) of untrained soft tokens after each caption."""
-    soft = torch.randn(1, 4, vlm.hidden_dim, generator=torch.Generator().manual_seed(0))
+def states(vlm: VLMAdapter, captions: Sequence[str], soft: Tensor) -> Tensor:
+    """Hidden states (M, S C) of the soft tokens after each caption."""
     found = []
     for start in range(0, len(captions), 64):
         asked = [Prompt(caption) for caption in captions[start : start + 64]]
         found.append(vlm.read(vlm.prepare(asked), soft).hidden.flatten(1))
     return torch.cat(found)
+
+
+def train(vlm: VLMAdapter, captions: Sequence[str], truth: Tensor, soft: Tensor) -> Tensor:
+    """`soft` (1, S, C) after 300 steps with linear heads that tell `truth` (M, 3)."""
+    soft = soft.clone().requires_grad_(True)
+    torch.manual_seed(0)
+    head = nn.Linear(soft[0].numel(), len(READ) * len(FAMILIES))
+    optimizer = torch.optim.Adam([soft, *head.parameters()], lr=3e-3)
+    for step in range(300):
+        rows = random.Random(step).sample(range(len(captions)), 32)
+        hidden = vlm.read(vlm.prepare([Prompt(captions[row]) for row in rows]), soft).hidden
+        logits = head(hidden.flatten(1)).view(32, len(READ), -1)
+        loss = F.cross_entropy(logits.flatten(0, 1), truth[rows].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return soft.detach()
 
 
 def main() -> None:
@@ -59,24 +87,26 @@ def main() -> None:
             right[f"picture: {kind_of(question)}"].append(vlm.answer(question, image) == answer)
     results = {name: sum(found) / len(found) for name, found in sorted(right.items())}
 
-    known = texts()[: options.train]
-    seen = states(vlm, [row["short"][k % len(row["short"])] for k, row in enumerate(known)])
-    fresh = [WORLD.object(index, "val") for index in range(600)]
-    new = states(vlm, [WORLD.captions(index, "val")[index % 6] for index in range(600)])
-    truth = [WORLD.object(index) for index in range(options.train)]
-    for name, read in {
-        "family": lambda toy: FAMILIES.index(toy.family),
-        "main colour": lambda toy: COLORS.index(toy.color),
-        "second colour": lambda toy: COLORS.index((toy.second or toy.parts[0]).color),
-    }.items():
-        results[f"soft tokens: {name}"] = linear_probe(
-            seen,
-            torch.tensor([read(toy) for toy in truth]),
-            new,
-            torch.tensor([read(toy) for toy in fresh]),
+    # The captions at every position but the third, which leaves the second part out.
+    places = (0, 1, 3, 4, 5)
+    seen = [row["short"][places[k % 5]] for k, row in enumerate(texts()[: options.train])]
+    fresh = [WORLD.captions(index, "val")[places[index % 5]] for index in range(600)]
+    known, truth = (
+        torch.tensor(
+            [[read(WORLD.object(k, split)) for read in READ.values()] for k in range(count)]
         )
+        for split, count in (("train", options.train), ("val", 600))
+    )
+    draw = torch.Generator().manual_seed(0)
+    soft = torch.randn(1, NUM_SOFT, vlm.hidden_dim, generator=draw)
+    for kind, tokens in (("random", soft), ("trained", train(vlm, seen, known, soft))):
+        before, after = states(vlm, seen, tokens), states(vlm, fresh, tokens)
+        for k, name in enumerate(READ):
+            results[f"{kind} soft tokens: {name}"] = linear_probe(
+                before, known[:, k], after, truth[:, k]
+            )
     asked = {"picture: family": 0.8, "picture: colour": 0.8}
-    asked |= {name: 0.9 for name in results if name.startswith("soft")}
+    asked |= {name: 0.9 for name in results if name.startswith("trained soft")}
     report("vlm", results, asked)
 
 

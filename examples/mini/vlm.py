@@ -10,7 +10,10 @@ What follows [IMG] is where soft tokens will stand: the model learns to bring th
 says. Sight is slow to come through the language model alone, so a linear head that only training
 needs also reads from each picture's tokens which words its long caption has (softmax over the
 vocabulary against the set of words, arXiv:2411.03313).
-Usage: python examples/mini/vlm.py [--steps N]
+
+Stage 2 goes on with pictures alone and leaves the language part as it is, so that what was trained
+on its prompts does not notice.
+Usage: python examples/mini/vlm.py --stage 1|2 [--steps N]
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 from cache import pictures, texts
 from modalign_plugins.vlms import qwen2_5_vl_mini as mini
+from modalign_plugins.vlms.qwen2_5_vl import Qwen25VL
 from modalign_plugins.vlms.qwen2_5_vl_prompts import SYSTEM, Qwen25VLPrompts, pad_right
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,11 +36,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer import RUNS, Trainer, quick, widen
 
+import modalign
 from modalign import Prompt
 
-KINDS = {"generate": 12, "edit": 6, "read": 3, "look": 9, "describe": 2}
+# Rows of each kind in a batch, and pictures that only the head sees, by stage.
+KINDS = {
+    1: {"generate": 12, "edit": 6, "read": 3, "look": 9, "describe": 2},
+    2: {"look": 12, "describe": 4},
+}
+EXTRA = {1: 24, 2: 48}
+STEPS = {1: 4400, 2: 3000}
 TURNS = 4  # questions about one caption or picture
-EXTRA = 24  # pictures that only the head sees
 DESCRIBE = ("describe the picture.", "what does the picture show?")
 
 
@@ -59,8 +69,9 @@ class Rows:
     """Batches of token ids with the loss weight of each position."""
 
     def __init__(
-        self, prompts: Qwen25VLPrompts, known: Sequence[Row], cache: NDArray[np.uint8]
+        self, prompts: Qwen25VLPrompts, known: Sequence[Row], cache: NDArray[np.uint8], stage: int
     ) -> None:
+        self.kinds, self.extra = KINDS[stage], EXTRA[stage]
         self.prompts = prompts
         self.known = known
         self.cache = cache
@@ -113,7 +124,7 @@ class Rows:
         weights: list[list[int]] = []
         pictured: list[int] = []
         quiet = {self.prompts.ids.image_pad, self.prompts.ids.start}
-        for kind, count in KINDS.items():
+        for kind, count in self.kinds.items():
             for _ in range(count):
                 turns, shown = self.row(kind, length, rng)
                 rows.append([word for asked, answer in turns for word in (*asked, *answer)])
@@ -122,7 +133,7 @@ class Rows:
                     weights[-1] += [0 if word in quiet else 1 for word in asked]
                     weights[-1] += [10] * len(answer)
                 pictured += shown
-        pictured += [rng.randrange(len(self.cache)) for _ in range(EXTRA)]
+        pictured += [rng.randrange(len(self.cache)) for _ in range(self.extra)]
         images = [self.picture(index, rng) for index in pictured]
         return self.prompts.batch(rows, images), pad_right(weights, 0).float() / 10, pictured
 
@@ -134,27 +145,42 @@ class Rows:
         return found / found.sum(1, keepdim=True)
 
 
+def beginning(stage: int, known: Sequence[Row]) -> Qwen25VL:
+    """A fresh adapter, or the first stage's with only the visual tower to train."""
+    if stage == 1:
+        adapter = mini.fresh(corpus(known[:600]))
+        widen(adapter.model)
+        # Tied to the output: logits of unit hidden states then start with deviation 1.
+        table = adapter.model.model.language_model.embed_tokens.weight
+        torch.nn.init.normal_(table, std=192**-0.5)
+    else:
+        adapter = modalign.installed().get("vlms", "qwen2.5-vl-mini").build()
+        adapter.model.model.visual.requires_grad_(True)
+    adapter.model.train().set_attn_implementation("eager")
+    return adapter
+
+
 def main() -> None:
-    """Train and publish the folder that `weights="pretrained"` reads."""
+    """Train one stage and publish the folder that `weights="pretrained"` reads."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
+    parser.add_argument("--steps", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     known = texts()
-    adapter = mini.fresh(corpus(known[:600]))
-    model = adapter.model.train()
-    widen(model)
-    model.set_attn_implementation("eager")
-    # Tied to the output: logits of unit hidden states then start with deviation 1.
-    torch.nn.init.normal_(model.model.language_model.embed_tokens.weight, std=192**-0.5)
+    adapter = beginning(options.stage, known)
+    model = adapter.model
     language, ids = model.model.language_model, adapter.prompts.ids
-    rows = Rows(adapter.prompts, known, pictures())
+    rows = Rows(adapter.prompts, known, pictures(), options.stage)
     words_of = nn.Linear(192, len(language.embed_tokens.weight))
     learnt = dict(model.named_parameters()) | {
         f"words_of.{name}": value for name, value in words_of.named_parameters()
     }
-    trainer = Trainer("vlm", learnt, steps=options.steps, lr=1.5e-3)
+    name = "vlm" if options.stage == 1 else "vlm-sight"
+    trainer = Trainer(
+        name, learnt, steps=options.steps or STEPS[options.stage], lr=1.5e-3 / options.stage
+    )
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch, weights, pictured = rows.batch(step)
@@ -169,7 +195,7 @@ def main() -> None:
         embedded = embedded.masked_scatter(is_picture, seen)
         told = words_of(seen).logsumexp(1).log_softmax(-1)
         sight = -(told * rows.caption_words(pictured, told.shape[-1])).sum(-1).mean()
-        batch["image_grid_thw"] = batch["image_grid_thw"][: len(pictured) - EXTRA]
+        batch["image_grid_thw"] = batch["image_grid_thw"][: len(pictured) - rows.extra]
         with quick():
             hidden = language(
                 inputs_embeds=embedded, position_ids=adapter.places(batch), use_cache=False
@@ -186,14 +212,15 @@ def main() -> None:
             "sight": sight,
         }
 
-    trainer.run(losses, batch_size=sum(KINDS.values()))
+    trainer.run(losses, batch_size=sum(rows.kinds.values()))
     # The folder is written whole first, then its weights are taken over with their history.
-    mini.save(adapter, RUNS / "vlm" / "folder")
+    folder = RUNS / name / "folder"
+    mini.save(adapter, folder)
     target = WEIGHTS / "qwen2.5-vl-mini"
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "tokenizer.json"):
-        (target / name).write_bytes((RUNS / "vlm" / "folder" / name).read_bytes())
-    weights = RUNS / "vlm" / "folder" / "model.safetensors"
+    for file in ("config.json", "tokenizer.json"):
+        (target / file).write_bytes((folder / file).read_bytes())
+    weights = folder / "model.safetensors"
     publish(
         lambda path: path.write_bytes(weights.read_bytes()),
         target / "model.safetensors",
