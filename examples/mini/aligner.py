@@ -19,7 +19,7 @@ import modalign
 from modalign import Prompt
 from modalign.checkpoint import load_trained, save_checkpoint
 
-STEPS = {1: 3400, 2: 6400}
+STEPS = {1: 3000, 2: 6000}
 VIEWS = {1: (0, 1), 2: (2, 3)}  # of the cache: two scenes, two assets
 
 
