@@ -78,12 +78,12 @@ def test_prompts_of_unseen_pairs_decide_the_shape_and_the_colour() -> None:
         found, asked = jury(mesh), world.object(index, "compositional")
         families += found.family == asked.family
         colors += found.color == asked.color
-    assert families >= PROMPTS // 2
-    assert colors >= PROMPTS // 2
+    assert families >= 0.8 * PROMPTS
+    assert colors >= 0.8 * PROMPTS
 
 
-def test_the_readme_mug_is_a_mug_and_red() -> None:
+def test_the_readme_mug_is_a_red_mug_with_a_blue_handle() -> None:
     (mesh,) = modalign.build("gap3d-mini").generate(PROMPT, seed=0)
     assert isinstance(mesh, modalign.Mesh)
     found = Judge(Toybox(0))(mesh)
-    assert (found.family, found.color) == ("mug", "red")
+    assert (found.family, found.color, found.second) == ("mug", "red", "blue")
