@@ -46,6 +46,7 @@ KINDS = {
 }
 EXTRA = {1: 24, 2: 48}
 STEPS = {1: 4400, 2: 3000}
+RATES = {1: 1.5e-3, 2: 7.5e-4}
 TURNS = 4  # questions about one caption or picture
 DESCRIBE = ("describe the picture.", "what does the picture show?")
 
@@ -179,7 +180,7 @@ def main() -> None:
     }
     name = "vlm" if options.stage == 1 else "vlm-sight"
     trainer = Trainer(
-        name, learnt, steps=options.steps or STEPS[options.stage], lr=1.5e-3 / options.stage
+        name, learnt, steps=options.steps or STEPS[options.stage], lr=RATES[options.stage]
     )
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:

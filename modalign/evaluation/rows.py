@@ -17,7 +17,7 @@ from modalign.pipeline import Pipeline
 from modalign.recipe import Recipe
 from modalign.registry import Registry, installed
 
-VALUES_PER_TENSOR = 1024
+VALUES_PER_TENSOR = 1024  # that a fingerprint reads: enough to notice other weights
 DEPTH = 5  # objects inside objects that may hold what a result depends on
 
 

@@ -19,7 +19,7 @@ from modalign.recipe import DiTConfig
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 NUM_TIME_FREQUENCIES = 128
-MAX_MODULATION_DIM = 1024
+MAX_MODULATION_DIM = 1024  # of the released network, whatever its width or stream
 CLOCK = 1000.0  # the network's own time runs from 1000 (noise) to 0 (data)
 
 
