@@ -85,7 +85,9 @@ class Pipeline(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Losses of one batch by name; "loss" is the one to minimise.
 
-        A batch may carry "target", a stream that was encoded earlier, instead of "image".
+        A batch may carry "target", a stream that was encoded earlier, instead of "image". It may
+        hold several targets per prompt, those of the first prompt first: each gets its own time
+        and noise, while the VLM reads a prompt once.
         """
         if "target" in batch:
             target = {name: tokens.to(self.device) for name, tokens in batch["target"].items()}
@@ -93,8 +95,15 @@ class Pipeline(nn.Module):
             target = self.parts.encoder.encode(batch["image"])
         self.stream.check(target)
         output = self.parts.vlm.read(batch["prompt"], self.soft_tokens)
+        prompts, targets = len(output.hidden), len(target[self.stream.names[0]])
+        if targets % prompts:
+            raise ValueError(
+                f"{targets} targets cannot be shared by {prompts} prompts; give every prompt "
+                "equally many"
+            )
+        hidden = output.hidden.repeat_interleave(targets // prompts, dim=0)
         return self.parts.objective(
-            self.head, output.hidden, target, lm_loss=output.lm_loss, generator=generator
+            self.head, hidden, target, lm_loss=output.lm_loss, generator=generator
         )
 
     @property

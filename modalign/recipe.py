@@ -61,13 +61,16 @@ class FlowConfig(Frozen):
 
     t = 0 is noise, t = 1 is data. `prediction`: what the head returns; "data" is compared in
     velocity space, divided by max(1 - t, t_floor). `shift` s maps noise level u = 1 - t to
-    s u / (1 + (s - 1) u), in training and on the sampling grid.
+    s u / (1 + (s - 1) u), in training and on the sampling grid. The logit of a logit-normal u has
+    mean 0 and deviation `logit_std`.
     `grid` = 1000 draws t from that many equal steps (the released GAP3D); None draws it freely.
-    Source: GAP3D eq. 1-5; RAE (2510.11690) for the shift; RiT (2605.21981) for data prediction.
+    Source: GAP3D eq. 1-5; RAE (2510.11690) for the shift; RiT (2605.21981) for data prediction;
+    Stable Diffusion 3 (2403.03206), section 3.1, for logit-normal times.
     """
 
     prediction: Literal["velocity", "data"] = "velocity"
     time: Literal["uniform", "logit-normal"] = "uniform"
+    logit_std: float = Field(default=1.0, gt=0)
     shift: float = Field(default=1.0, gt=0)
     grid: int | None = None
     t_floor: float = Field(default=0.05, gt=0, lt=1)

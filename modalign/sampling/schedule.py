@@ -52,6 +52,7 @@ def draw_times(flow: FlowConfig, batch: int, generator: torch.Generator | None =
     if flow.time == "uniform":
         uniform = torch.rand(batch, generator=generator, device=device)
     else:
-        uniform = torch.randn(batch, generator=generator, device=device).sigmoid()
+        normal = torch.randn(batch, generator=generator, device=device)
+        uniform = (flow.logit_std * normal).sigmoid()
     # A sigmoid may round to 1, which would be t = 1: no noise and nothing to learn.
     return training_times(uniform.clamp(max=1 - 2**-24), flow)

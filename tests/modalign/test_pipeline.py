@@ -127,6 +127,25 @@ def test_targets_may_come_from_a_cache(pipeline: Pipeline) -> None:
     assert one["loss"].equal(two["loss"])
 
 
+def test_a_prompt_with_several_targets_is_read_once(pipeline: Pipeline) -> None:
+    """Losses and gradients are those of the prompt given as often as there are targets."""
+    picture = pipeline.collate([Example(Prompt("x"), Image.new("RGB", (8, 8), "red"))])["image"]
+    stream = pipeline.parts.encoder.encode(picture)
+    target = {name: torch.cat([tokens, -tokens, tokens]) for name, tokens in stream.items()}
+    found = []
+    for times in (1, 3):
+        pipeline.zero_grad()
+        prompt = pipeline.parts.vlm.prepare([Prompt("a mug")] * times)
+        batch = {"prompt": prompt, "target": target}
+        loss = pipeline(batch, generator=torch.Generator().manual_seed(0))["loss"]
+        loss.backward()
+        found.append((loss, pipeline.soft_tokens.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])
+    batch["target"] = {name: tokens[:2] for name, tokens in target.items()}
+    with pytest.raises(ValueError, match="2 targets cannot be shared by 3 prompts"):
+        pipeline(batch)
+
+
 def test_an_example_without_a_picture_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="needs the image"):
         pipeline.collate([Example(Prompt("a mug"))])

@@ -229,6 +229,7 @@ def test_times_on_a_grid_are_thousandths_without_the_data_end() -> None:
         (FlowConfig(), 0.5),
         (FlowConfig(grid=1000), 0.5),
         (FlowConfig(time="logit-normal"), 0.5),
+        (FlowConfig(time="logit-normal", logit_std=2.0), 0.5),
         (FlowConfig(time="logit-normal", shift=4.0), 0.2),  # level 4/5
     ],
 )
@@ -238,7 +239,7 @@ def test_drawn_times_lie_where_they_should(flow: FlowConfig, median: float) -> N
     assert t.max() < 1
     assert t.median().item() == pytest.approx(median, abs=0.03)
     if flow.time == "logit-normal" and flow.shift == 1:
-        assert torch.logit(t).std().item() == pytest.approx(1, abs=0.05)
+        assert torch.logit(t).std().item() == pytest.approx(flow.logit_std, rel=0.05)
 
 
 def test_integer_time_reaches_the_head() -> None:
