@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modalign.errors import BuildError, RegistryError, WeightsError
 from modalign.recipe import Recipe
 from modalign.registry import Registry, installed, missing_modules
-from modalign.spaces import connect
+from modalign.spaces import Route, refusal, route
 from modalign.specs import EncoderSpec, GeneratorSpec, ObjectiveSpec, VLMSpec
 
 if TYPE_CHECKING:
@@ -48,23 +49,21 @@ def build(
     registry = registry or installed()
     named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
     chosen = fit(named, registry)
-    return _assemble(named, chosen, registry, weights, device, dtype)
+    return _assemble(named, chosen, weights, device, dtype)
 
 
+@dataclass(frozen=True)
 class Choice:
-    """The catalogue entries that a recipe names, found and compared."""
+    """The catalogue entries that a recipe names, found and compared.
 
-    def __init__(
-        self,
-        vlm: VLMSpec,
-        encoder: EncoderSpec,
-        objective: ObjectiveSpec,
-        generator: GeneratorSpec | None,
-    ) -> None:
-        self.vlm = vlm
-        self.encoder = encoder
-        self.objective = objective
-        self.generator = generator
+    `route` leads from the encoder's space to the generator's; None without a generator.
+    """
+
+    vlm: VLMSpec
+    encoder: EncoderSpec
+    objective: ObjectiveSpec
+    generator: GeneratorSpec | None
+    route: Route | None
 
 
 def fit(recipe: Recipe, registry: Registry) -> Choice:
@@ -88,6 +87,7 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
             )
     vlm, encoder = found.get("vlms"), found.get("encoders")
     objective, generator = found.get("objectives"), found.get("generators")
+    way: Route | None = None
     if vlm is not None and recipe.num_soft_tokens >= vlm.max_positions:
         misfits.append(
             f"recipe {recipe.name!r} appends {recipe.num_soft_tokens} soft tokens, but "
@@ -100,24 +100,25 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
         )
     if encoder is not None and generator is not None:
         maps = registry.catalogue.space_maps.values()
-        if connect(encoder.stream, generator.accepts, maps) is None:
+        way = route(encoder.stream, generator.accepts, maps)
+        if way is None:
             misfits.append(
                 f"encoder {encoder.name!r} makes {encoder.stream.space!r}, but generator "
-                f"{generator.name!r} reads {generator.accepts.space!r}, and no lossless map joins "
-                "them; choose a generator of the encoder's space, or the encoder it was trained on"
+                f"{generator.name!r} reads {generator.accepts.space!r}: "
+                f"{refusal(encoder.stream, generator.accepts)}; choose a generator of the "
+                "encoder's space, or the encoder it was trained on"
             )
     if misfits:
         raise BuildError("; ".join(misfits))
     assert vlm is not None
     assert encoder is not None
     assert objective is not None
-    return Choice(vlm, encoder, objective, generator)
+    return Choice(vlm, encoder, objective, generator, way)
 
 
 def _assemble(
     recipe: Recipe,
     chosen: Choice,
-    registry: Registry,
     weights: str | Path,
     device: str | torch.device,
     dtype: torch.dtype | None,
@@ -136,17 +137,13 @@ def _assemble(
     fresh = weights in ("random", "untrained")
     checkpoint = None if fresh else _checkpoint(recipe, weights)
     stream = chosen.encoder.stream
-    maps = registry.catalogue.space_maps.values()
-    joined = None
-    if chosen.generator is not None:
-        joined = connect(stream, chosen.generator.accepts, maps)
     built = _build_all((chosen.vlm, chosen.generator), options)
     parts = Parts(
         vlm=built[0],
         build_encoder=partial(chosen.encoder.build, **options),
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
         generator=built[1],
-        connect=joined or dict,
+        connect=dict if chosen.route is None else chosen.route.build(**options),
     )
     target = torch.device(device)
     with torch.device("meta") if checkpoint is not None else target:

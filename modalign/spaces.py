@@ -1,35 +1,124 @@
-"""Token spaces: which are joined by a lossless map, and how a point is put back on its manifold."""
+"""Token spaces: which lead to which, why others do not, and how a point returns to its manifold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from modalign.specs import SpaceMap
+from modalign.specs import SpaceMap, StreamMap
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 LAYERNORM_EPS = 1e-5  # of the affine-free LayerNorm that TRELLIS and GAP3D apply
 
 
+@dataclass(frozen=True)
+class Route:
+    """How streams of `source` become streams of `target`: maps in turn, forward or inverse.
+
+    After each map, and at the end, groups that nobody reads any more are dropped.
+    """
+
+    source: TokenStreamSpec
+    target: TokenStreamSpec
+    maps: tuple[tuple[SpaceMap, bool], ...] = ()
+
+    @property
+    def one_way(self) -> bool:
+        """Whether something is lost: a map has no inverse, or groups are dropped."""
+        end = self.source
+        for space_map, forward in self.maps:
+            start, reached = _ends(space_map, forward)
+            if space_map.one_way or start.groups != end.groups:
+                return True
+            end = reached
+        return end.groups != self.target.groups
+
+    @property
+    def words(self) -> str:
+        """The route in words: "the same space", or what is done to the tokens."""
+        done = [
+            f"{'' if forward else 'inverse of '}{space_map.summary or space_map.name}"
+            for space_map, forward in self.maps
+        ]
+        end = _ends(*self.maps[-1])[1] if self.maps else self.source
+        dropped = [name for name in end.names if name not in self.target.names]
+        if dropped:
+            done.append(f"drops {', '.join(dropped)}")
+        return "; ".join(done) or "the same space"
+
+    def build(self, **options: Any) -> StreamMap:
+        """The function that carries streams; `options` (weights, device, dtype) go to the maps."""
+        steps: list[StreamMap] = []
+        for space_map, forward in self.maps:
+            start, _ = _ends(space_map, forward)
+            there, back = space_map.build(**options)
+            step = there if forward else back
+            assert step is not None  # `route` never goes against a one-way map
+            steps += [_dropper(start), step]
+        steps.append(_dropper(self.target))
+
+        def carry(stream: TokenStream) -> TokenStream:
+            for step in steps:
+                stream = step(stream)
+            return stream
+
+        return carry
+
+
+def route(
+    source: TokenStreamSpec, target: TokenStreamSpec, maps: Iterable[SpaceMap]
+) -> Route | None:
+    """The shortest way from streams of `source` to streams of `target`, or None.
+
+    Maps are used in both directions, one-way maps in theirs. Where a layout asks for fewer groups
+    of the same space, the others are dropped.
+    """
+    known = list(maps)
+    queue = deque([Route(source, source)])
+    seen = [source]
+    while queue:
+        here = queue.popleft()
+        if _covers(here.target, target):
+            return Route(source, target, here.maps)
+        for space_map in known:
+            for forward in (True,) if space_map.one_way else (True, False):
+                start, end = _ends(space_map, forward)
+                if _covers(here.target, start) and end not in seen:
+                    seen.append(end)
+                    queue.append(Route(source, end, (*here.maps, (space_map, forward))))
+    return None
+
+
+def refusal(source: TokenStreamSpec, target: TokenStreamSpec) -> str:
+    """Why nothing carries streams of `source` to `target`, in one clause."""
+    if source.space == target.space:
+        return (
+            "they share a space and differ in layout: groups can be dropped, not added or reshaped"
+        )
+    if encoder_of(source.space) != encoder_of(target.space):
+        return (
+            f"{encoder_of(source.space)!r} and {encoder_of(target.space)!r} are different "
+            "networks, whose tokens mean different things even where shapes agree"
+        )
+    if normalisation(source.space) != normalisation(target.space):
+        return (
+            f"the same network, but {normalisation(source.space) or 'plain'!r} and "
+            f"{normalisation(target.space) or 'plain'!r} tokens are other numbers, and no "
+            "installed map joins them"
+        )
+    return "the same network at another resolution: other patches, other numbers"
+
+
+def encoder_of(space: str) -> str:
+    """The first part of `<encoder>/<normalisation>[@<resolution>]`."""
+    return space.partition("/")[0].partition("@")[0]
+
+
 def normalisation(space: str) -> str:
     """The middle part of `<encoder>/<normalisation>[@<resolution>]`; empty if there is none."""
     return space.partition("/")[2].partition("@")[0]
-
-
-def connect(
-    source: TokenStreamSpec, target: TokenStreamSpec, maps: Iterable[SpaceMap]
-) -> Callable[[TokenStream], TokenStream] | None:
-    """A function that carries streams of `source` to `target`, or None if nothing lossless does.
-
-    Equal spaces need equal layouts too; a registered map is used in either direction.
-    """
-    if source == target:
-        return dict
-    for space_map in maps:
-        if (space_map.source_space, space_map.target_space) == (source.space, target.space):
-            return space_map.forward
-        if (space_map.target_space, space_map.source_space) == (source.space, target.space):
-            return space_map.inverse
-    return None
 
 
 def project(spec: TokenStreamSpec, stream: TokenStream) -> TokenStream:
@@ -45,3 +134,21 @@ def project(spec: TokenStreamSpec, stream: TokenStream) -> TokenStream:
         name: layer_norm(tokens.float(), tokens.shape[-1:], eps=LAYERNORM_EPS).to(tokens.dtype)
         for name, tokens in stream.items()
     }
+
+
+def _ends(space_map: SpaceMap, forward: bool) -> tuple[TokenStreamSpec, TokenStreamSpec]:
+    ends = space_map.source_stream, space_map.target_stream
+    return ends if forward else ends[::-1]
+
+
+def _covers(have: TokenStreamSpec, asked: TokenStreamSpec) -> bool:
+    """Whether `asked` is `have`, or some of its groups in the same order."""
+    kept = tuple(group for group in have.groups if group in asked.groups)
+    return have.space == asked.space and kept == asked.groups
+
+
+def _dropper(asked: TokenStreamSpec) -> StreamMap:
+    def drop(stream: TokenStream) -> TokenStream:
+        return {name: stream[name] for name in asked.names}
+
+    return drop

@@ -162,11 +162,16 @@ class PluginSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(PluginSpec):
-    """`build(weights=, device=, dtype=)` returns a `TargetEncoder` that yields `stream`."""
+    """`build(weights=, device=, dtype=)` returns a `TargetEncoder` that yields `stream`.
+
+    `preprocessing` says in words what `prepare` does; `modality` what it takes: "image" (RGB
+    pictures) or "points" (arrays of coordinates and colours).
+    """
 
     build: Callable[..., TargetEncoder]
     stream: TokenStreamSpec
     modality: str = "image"
+    preprocessing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +186,17 @@ class VLMSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSpec(PluginSpec):
-    """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`."""
+    """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`.
+
+    In words: `null_condition` is what its guidance contrasts the stream with, `image_domain` the
+    pictures it was trained on.
+    """
 
     build: Callable[..., Generator]
     accepts: TokenStreamSpec
     produces: str = "mesh"
+    null_condition: str = ""
+    image_domain: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,14 +225,22 @@ class SuiteSpec(PluginSpec):
     run: Callable[..., str]
 
 
+StreamMap = Callable[[TokenStream], TokenStream]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpaceMap(PluginSpec):
-    """A lossless map between two spaces: `inverse(forward(stream)) == stream`."""
+    """A map between two spaces whose streams say the same in other numbers.
 
-    source_space: str
-    target_space: str
-    forward: Callable[[TokenStream], TokenStream]
-    inverse: Callable[[TokenStream], TokenStream]
+    `build(weights=, device=, dtype=)` returns (forward, inverse); `inverse(forward(stream))` is
+    `stream`. A map that loses something, such as pooling, has None as inverse and states
+    `one_way`: it then joins spaces in that direction alone.
+    """
+
+    source_stream: TokenStreamSpec
+    target_stream: TokenStreamSpec
+    build: Callable[..., tuple[StreamMap, StreamMap | None]]
+    one_way: bool = False
 
 
 @dataclass(frozen=True)

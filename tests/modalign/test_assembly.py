@@ -48,7 +48,9 @@ def test_another_space_of_the_same_shape_is_refused_before_anything_is_loaded() 
     known = stubs.registry(
         vlm={"build": stubs.refusing}, generator={"accepts": OTHER, "build": stubs.refusing}
     )
-    with pytest.raises(BuildError, match=r"'stub/layernorm@28'.*'other/affine@28'.*no lossless"):
+    with pytest.raises(
+        BuildError, match=r"'stub/layernorm@28'.*'other/affine@28': .*different networks"
+    ):
         build("stub", registry=known)
 
 
@@ -69,8 +71,14 @@ def test_a_registered_map_joins_two_spaces() -> None:
     def half(stream):
         return {name: tokens / 2 for name, tokens in stream.items()}
 
-    spaces = {"source_space": OTHER.space, "target_space": stubs.STREAM.space}
-    joined = SpaceMap(name="half", forward=half, inverse=twice, **spaces)
+    asked = []
+
+    def maps(**options):
+        asked.append(options)
+        return half, twice
+
+    ends = {"source_stream": OTHER, "target_stream": stubs.STREAM}
+    joined = SpaceMap(name="half", build=maps, **ends)
 
     class Maps:
         @stubs.hookimpl
@@ -84,6 +92,7 @@ def test_a_registered_map_joins_two_spaces() -> None:
     pipeline.generate("a mug")
     stream = pipeline.align("a mug")
     assert all(seen[0][name].equal(2 * stream[name]) for name in stream)
+    assert asked == [{"weights": "random", "device": "cpu", "dtype": torch.float32}]
 
 
 def test_an_unknown_recipe_offers_the_closest() -> None:
