@@ -99,29 +99,55 @@ def generate(
 
 
 @app.command(name="list")
-def list_installed() -> None:
+def list_installed(
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Which encoders drive which generators, as Markdown.")
+    ] = False,
+) -> None:
     """Show what is installed: recipes and every kind of part."""
+    from modalign.contract import matrix
     from modalign.registry import installed
     from modalign.terminal import show_installed
 
-    show_installed(installed())
+    registry = installed()
+    if not pairs:
+        show_installed(registry)
+        return
+    known = registry.catalogue
+    table = matrix(known.vlms, known.encoders, known.generators, known.space_maps.values())
+    typer.echo(table, nl=False)
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(help="A recipe or part.")]) -> None:
-    """Show what a name stands for: numbers, layout, origin and licence of each part."""
+def info(
+    name: Annotated[str, typer.Argument(help="A recipe or part.")],
+    generator: Annotated[
+        str | None, typer.Argument(help="With an encoder before it: the contract of the pair.")
+    ] = None,
+) -> None:
+    """Show what a name stands for, or what an encoder and a generator must agree on."""
     from modalign.registry import installed
-    from modalign.terminal import show_entry
+    from modalign.terminal import show_entry, show_pair
 
     registry = installed()
+    maps = registry.catalogue.space_maps.values()
+    if generator is not None:
+        pair = registry.get("encoders", name), registry.get("generators", generator)
+        show_pair(*pair, maps)
+        return
     for kind, entry in registry.find(name):
         show_entry(kind, entry)
-        if kind == "recipes":
-            for part_kind, part in entry.parts().items():
-                if part in getattr(registry.catalogue, part_kind):
-                    show_entry(part_kind, registry.get(part_kind, part))
-                else:
-                    typer.echo(f"{part!r} is not installed\n")
+        if kind != "recipes":
+            continue
+        found = {}
+        for part_kind, part in entry.parts().items():
+            if part in getattr(registry.catalogue, part_kind):
+                found[part_kind] = registry.get(part_kind, part)
+                show_entry(part_kind, found[part_kind])
+            else:
+                typer.echo(f"{part!r} is not installed\n")
+        if {"encoders", "generators"} <= set(found):
+            show_pair(found["encoders"], found["generators"], maps)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from modalign.contract import groups, pair_rows
 from modalign.recipe import Frozen, Ref
 from modalign.registry import KINDS, SINGULAR, Registry
-from modalign.specs import Progress, ProgressCallback
+from modalign.specs import EncoderSpec, GeneratorSpec, Progress, ProgressCallback, SpaceMap
 from modalign.tokens import TokenStreamSpec
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ def show_entry(kind: str, entry: Any) -> None:
     _print()
 
 
+def show_pair(encoder: EncoderSpec, generator: GeneratorSpec, maps: Iterable[SpaceMap]) -> None:
+    """Print the contract of a pair: what the encoder makes beside what the generator reads."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column(f"encoder {encoder.name}")
+    table.add_column(f"generator {generator.name}")
+    for what, left, right in pair_rows(encoder, generator, maps):
+        table.add_row(what, left, right)
+    _print(table)
+
+
 def describe(value: Any) -> str:
     """A value of a recipe or a spec in words; empty if it says nothing."""
     if value is None:
@@ -66,11 +78,7 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, TokenStreamSpec):
-        groups = (
-            f"{group.name} {'x'.join(map(str, group.shape)) or '1'} of {group.dim}"
-            for group in value.groups
-        )
-        return f"{value.space}: {', '.join(groups)}"
+        return f"{value.space}: {groups(value)}"
     if isinstance(value, Ref):
         options = describe(value.options)
         return f"{value.name} ({options})" if options else value.name

@@ -27,6 +27,7 @@ ROWS = [
     {"assembly"},
     {"data"},
     {"training", "evaluation"},
+    {"contract"},
     {"files", "terminal"},
     {"cli"},
 ]

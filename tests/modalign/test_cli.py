@@ -320,6 +320,24 @@ def test_info_shows_a_recipe_with_its_parts(command: Command) -> None:
     assert "<function" not in out
 
 
+def test_info_shows_the_contract_of_a_pair(command: Command) -> None:
+    code, out, _ = command("info", "dinov2-vitl14-reg", "trellis-image-large")
+    assert code == 0
+    for part in ("works", "the same space", "MIT", "Apache-2.0"):
+        assert part in out
+    _, out, _ = command("info", "dinov2-mini-reg", "trellis-image-large")
+    assert "refused" in out
+    assert "different networks" in out
+    refused(command("info", "gap3d", "trellis-mini"), "unknown encoder 'gap3d'")
+
+
+def test_list_shows_all_pairs_as_markdown(command: Command) -> None:
+    code, out, _ = command("list", "--pairs")
+    assert code == 0
+    assert "| `dinov2-vitl14-reg` |" in out
+    assert "Each line holds for every language model: `qwen2.5-vl-3b`" in out
+
+
 def test_info_says_which_parts_are_not_installed(command: Command) -> None:
     code, out, _ = command("info", "blip3o")
     assert code == 0
