@@ -152,8 +152,15 @@ def _assemble(
         soft = torch.randn(1, recipe.num_soft_tokens, chosen.vlm.hidden_dim)
     pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
     if checkpoint is not None:
-        tensors = load_trained(checkpoint, recipe, stream, pipeline.trainable())
-        pipeline.load_state_dict(tensors, strict=True, assign=True)
+        trained = load_trained(
+            checkpoint,
+            recipe,
+            stream,
+            pipeline.trainable(),
+            device=target,
+            dtype=options["dtype"],
+        )
+        pipeline.load_state_dict(trained.tensors, strict=True, assign=True)
     return pipeline.to(device=target, dtype=options["dtype"]).eval()
 
 

@@ -1,7 +1,8 @@
-"""Trained tensors on disk: our checkpoints, and those that GAP3D's training leaves.
+"""Trained tensors on disk.
 
-A checkpoint is one safetensors file: exactly the tensors of `Pipeline.trainable()`, with the
-recipe, the stream's layout, a checksum per tensor and whatever the trainer adds in its header.
+A checkpoint is one safetensors file: the tensors of `Pipeline.trainable()`, with the recipe, the
+stream's layout, a checksum per tensor and whatever the trainer adds in its header. Tensors named
+"frozen...." belong to a frozen part and are not trained.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +22,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modalign.errors import OutputError, WeightsError
-from modalign.models.dit import TokenStreamDiT
-from modalign.models.released import from_released, listing, to_released
+from modalign.models.released import listing
 from modalign.recipe import Recipe
 from modalign.tokens import TokenStreamSpec
 
-__all__ = [
-    "Checkpoint",
-    "from_released",
-    "load_checkpoint",
-    "load_released",
-    "load_trained",
-    "match_tensors",
-    "save_checkpoint",
-    "to_released",
-]
-
 FORMAT = "modalign-1"
+FROZEN = "frozen."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; `tensors` lie on the CPU."""
+    """What a checkpoint holds: trained `tensors`, and those of frozen parts by their full name."""
 
     tensors: dict[str, Tensor]
     recipe: Recipe
     stream: TokenStreamSpec
     extra: dict[str, Any]
+    frozen: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -85,29 +77,45 @@ def save_checkpoint(
         partial.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint at `path`, verified.
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a file of modalign; False for whatever else is there, damaged or not."""
+    try:
+        with _opened(Path(path)) as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except WeightsError:
+        return False
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Checkpoint:
+    """The checkpoint at `path`, verified; floating tensors in `dtype`, or as stored if None.
+
+    Tensors go to `device` one by one, so memory holds them once and one more, whatever is stored.
 
     Raises:
         WeightsError: it is missing, truncated, corrupted, or not a checkpoint of modalign.
     """
-    tensors, header = _read(Path(path))
-    if header.get("format") != FORMAT:
-        raise WeightsError(
-            f"{path} is not a checkpoint of modalign (its header says "
-            f"{header.get('format', 'nothing')!r}, not {FORMAT!r}); convert a released checkpoint "
-            "with modalign.checkpoint.load_released"
-        )
-    try:
-        recipe = Recipe.model_validate_json(header["recipe"])
-        stream = TokenStreamSpec.model_validate_json(header["stream"])
-        extra, checksums = json.loads(header["extra"]), json.loads(header["checksums"])
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"the header of {path} cannot be read: {error}") from error
-    damaged = [name for name, tensor in tensors.items() if checksums.get(name) != _checksum(tensor)]
+    path = Path(path)
+    recipe, stream, extra, checksums = _described(path)
+    tensors: dict[str, Tensor] = {}
+    frozen: dict[str, Tensor] = {}
+    damaged = []
+    for name in _names(path):
+        with _opened(path) as file:  # closed again, or all that was read would stay mapped
+            tensor = file.get_tensor(name)
+            if checksums.get(name) != _checksum(tensor):
+                damaged.append(name)
+            wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            place = frozen if name.startswith(FROZEN) else tensors
+            place[name] = tensor.to(device, wanted, copy=True)
+            del tensor
     if damaged:
         raise WeightsError(f"{path} is corrupted: {listing('wrong checksum of', damaged)}")
-    return Checkpoint(tensors, recipe, stream, extra)
+    return Checkpoint(tensors, recipe, stream, extra, frozen)
 
 
 def load_trained(
@@ -115,8 +123,11 @@ def load_trained(
     recipe: Recipe,
     stream: TokenStreamSpec,
     expected: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """The tensors of the checkpoint at `path`, if they were trained for this recipe's network.
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Checkpoint:
+    """The checkpoint at `path`, if it was trained for this recipe's network.
 
     What does not change the network (sampler, training, name) may differ. `expected`, such as
     `Pipeline.trainable()`, may be on the meta device: names and shapes are compared.
@@ -124,20 +135,21 @@ def load_trained(
     Raises:
         WeightsError: as `load_checkpoint`, or it is of another stream, head or shape.
     """
-    checkpoint = load_checkpoint(path)
+    trained_for, its_stream, _, _ = _described(Path(path))  # before anything large is read
     for what, own, asked in (
-        ("token stream", checkpoint.stream, stream),
-        ("head", checkpoint.recipe.head, recipe.head),
-        ("prediction", checkpoint.recipe.flow.prediction, recipe.flow.prediction),
-        ("vlm", checkpoint.recipe.vlm, recipe.vlm),
+        ("token stream", its_stream, stream),
+        ("head", trained_for.head, recipe.head),
+        ("prediction", trained_for.flow.prediction, recipe.flow.prediction),
+        ("vlm", trained_for.vlm, recipe.vlm),
     ):
         if own != asked:
             raise WeightsError(
                 f"{path} was trained for {what} {own!r}, but recipe {recipe.name!r} has {asked!r}"
             )
+    checkpoint = load_checkpoint(path, device=device, dtype=dtype)
     if expected is not None:
         match_tensors(checkpoint.tensors, expected, str(path))
-    return checkpoint.tensors
+    return checkpoint
 
 
 def match_tensors(
@@ -162,45 +174,39 @@ def match_tensors(
         raise WeightsError(f"{origin} does not fit this network: {'; '.join(filter(None, faults))}")
 
 
-def load_released(path: str | os.PathLike[str], head: TokenStreamDiT) -> dict[str, Tensor]:
-    """Trained tensors ("head....", "soft_tokens") of a checkpoint as GAP3D's training leaves it.
-
-    `path` is a safetensors file, or a folder with one or with shards and their index. Only the
-    trained tensors are read. `head`, possibly on the meta device, says which network is meant.
-
-    Raises:
-        WeightsError: a file is missing or damaged, or holds another network.
-    """
-    path = Path(path)
-    shards = [path]
-    if path.is_dir():
-        index = path / "model.safetensors.index.json"
-        names = {"model.safetensors"}
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        shards = [path / name for name in sorted(names)]
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        state |= _read(shard, prefixes=("model.dit.", "model.latent_queries"))[0]
-    soft_tokens = state.pop("model.latent_queries", None)
-    converted = from_released(state, head, origin=str(path))
-    match_tensors(converted, head.state_dict(), str(path))
-    trained = {f"head.{name}": tensor for name, tensor in converted.items()}
-    if soft_tokens is None:
-        raise WeightsError(f"{path} has no soft tokens: missing model.latent_queries")
-    return trained | {"soft_tokens": soft_tokens}
+def _described(path: Path) -> tuple[Recipe, TokenStreamSpec, dict[str, Any], dict[str, int]]:
+    """What the header of a checkpoint says: recipe, layout, extra content, checksums."""
+    with _opened(path) as file:
+        header = dict(file.metadata() or {})
+    if header.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} is not a checkpoint of modalign (its header says "
+            f"{header.get('format', 'nothing')!r}, not {FORMAT!r}); turn a released checkpoint "
+            "into one with `modalign convert`"
+        )
+    try:
+        return (
+            Recipe.model_validate_json(header["recipe"]),
+            TokenStreamSpec.model_validate_json(header["stream"]),
+            json.loads(header["extra"]),
+            json.loads(header["checksums"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"the header of {path} cannot be read: {error}") from error
 
 
-def _read(
-    path: Path, prefixes: tuple[str, ...] = ("",)
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors whose names start with one of `prefixes`, and the header's metadata."""
+def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}; give a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            yield file
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is truncated, corrupted or no safetensors: {error}") from error
 

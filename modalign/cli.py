@@ -180,6 +180,43 @@ def bench(
     typer.echo(f"written to {folder}")
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A released folder or file, or one of ours.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file, or folder, to write.")],
+    recipe: Annotated[
+        str, typer.Option(help="Which network a released folder holds; ours say it themselves.")
+    ] = "gap3d",
+    frozen: Annotated[
+        Path | None,
+        typer.Option(help="Back to a whole folder: where the language model's weights lie."),
+    ] = None,
+) -> None:
+    """Turn what GAP3D's or BLIP3-o's training leaves into one file of modalign, or back."""
+    from modalign.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
+    from modalign.conversion import empty_head, read_released, write_released
+    from modalign.errors import OutputError
+    from modalign.registry import installed
+
+    registry = installed()
+    back = is_checkpoint(source)
+    if not back and target.suffix != ".safetensors":
+        raise OutputError(f"cannot write {target.name!r}: a checkpoint ends in .safetensors")
+    if not back and frozen is not None:
+        raise ModalignError(f"--frozen completes a released folder, but {source} is one already")
+    checkpoint = load_checkpoint(source) if back else None
+    chosen = checkpoint.recipe if checkpoint else registry.get("recipes", recipe)
+    stream = checkpoint.stream if checkpoint else registry.get("encoders", chosen.encoder).stream
+    head = empty_head(stream, chosen.head, registry.get("vlms", chosen.vlm).hidden_dim)
+    if checkpoint:
+        manifest = write_released(checkpoint, head, target, frozen=frozen)
+    else:
+        tensors, manifest = read_released(source, head)
+        save_checkpoint(target, tensors, chosen, stream, {"converted": source.name})
+    typer.echo(manifest)
+    typer.echo(f"written to {target}")
+
+
 @plugin_app.command(name="check")
 def plugin_check(
     name: Annotated[str, typer.Argument(help="An encoder, VLM or generator.")],

@@ -33,7 +33,7 @@ def pair_rows(
         ("pair", *verdict),
         ("space", made.space, read.space),
         ("groups", groups(made), groups(read)),
-        ("normalisation", *(in_words(normalisation(stream.space)) for stream in (made, read))),
+        ("normalisation", in_words(normalisation(made.space)), in_words(normalisation(read.space))),
         ("preprocessing", encoder.preprocessing, "of its conditions: the encoder's"),
         ("null condition", "", generator.null_condition),
         ("image domain", "", generator.image_domain),

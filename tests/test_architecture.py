@@ -23,6 +23,7 @@ ROWS = [
     {"spaces"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
     {"checkpoint"},
+    {"conversion"},
     {"pipeline"},
     {"assembly"},
     {"data"},

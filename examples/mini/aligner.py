@@ -41,7 +41,7 @@ def main() -> None:
     if options.stage == 2:
         start = WEIGHTS / f"{first.name}.safetensors"
         trained = load_trained(start, first, pipeline.stream, pipeline.trainable())
-        pipeline.load_state_dict(trained)
+        pipeline.load_state_dict(trained.tensors)
     compile_forward(pipeline.head)
     known, targets = texts(), tokens()
     assert len(targets) == len(pictures())

@@ -118,7 +118,7 @@ class TokenStreamDiT(nn.Module):
     Each group has its own input projection; groups with a place (two axes) turn with axial rotary
     positions, the others carry one learned role per token. All groups of one width share an output
     projection. With GAP3D's recipe this is the released network, and its weights load after
-    `checkpoint.load_released`, which negates the output projections: t runs from noise to data
+    `conversion.read_released`, which negates the output projections: t runs from noise to data
     here, from data to noise there. Initialised as torch does, except closed gates and small roles.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from modalign.checkpoint import (
     load_checkpoint,
-    load_released,
     load_trained,
     save_checkpoint,
-    to_released,
 )
 from modalign.errors import OutputError, WeightsError
 from modalign.models.dit import TokenStreamDiT
@@ -70,6 +67,31 @@ def test_half_precision_and_parameters_are_saved_as_they_are(tmp_path: Path) -> 
     assert back["n"].equal(scalar)
 
 
+def test_tensors_arrive_in_the_dtype_asked_for_and_integers_as_they_are(tmp_path: Path) -> None:
+    whole = {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor([1, 2])}
+    save_checkpoint(tmp_path / "x.safetensors", whole, RECIPE, STREAM)
+    back = load_checkpoint(tmp_path / "x.safetensors", dtype=torch.bfloat16).tensors
+    assert back["w"].equal(whole["w"].bfloat16())
+    assert back["n"].equal(whole["n"])
+
+
+def test_what_is_loaded_does_not_hang_on_the_file(saved: Path) -> None:
+    """Tensors are copies: a file that is overwritten or removed later changes nothing."""
+    checkpoint = load_checkpoint(saved)
+    saved.write_bytes(bytes(saved.stat().st_size))
+    own = tensors()
+    assert all(checkpoint.tensors[name].equal(own[name]) for name in own)
+
+
+def test_tensors_of_frozen_parts_are_kept_apart(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    rows = torch.randn(3, 8)
+    save_checkpoint(path, tensors() | {"frozen.token_rows": rows}, RECIPE, STREAM)
+    checkpoint = load_trained(path, RECIPE, STREAM, tensors())
+    assert checkpoint.tensors.keys() == tensors().keys()
+    assert checkpoint.frozen["frozen.token_rows"].equal(rows)
+
+
 def test_any_reader_of_safetensors_reads_it(saved: Path) -> None:
     assert load_file(saved).keys() == tensors().keys()
 
@@ -107,7 +129,7 @@ def test_a_damaged_header_is_named(saved: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_fits_recipes_with_the_same_network(saved: Path) -> None:
     other = RECIPE.derive(name="fast", sampler={"steps": 4})
-    assert load_trained(saved, other, STREAM, tensors()).keys() == tensors().keys()
+    assert load_trained(saved, other, STREAM, tensors()).tensors.keys() == tensors().keys()
 
 
 @pytest.mark.parametrize(
@@ -153,41 +175,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
         save_checkpoint(saved, tensors(), RECIPE, STREAM)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-
-
-def released() -> tuple[TokenStreamDiT, dict[str, Tensor], dict[str, Tensor]]:
-    own = tensors()
-    head = TokenStreamDiT(STREAM, RECIPE.head, 8)
-    trained = {name.removeprefix("head."): own[name] for name in own if name != "soft_tokens"}
-    state = to_released(trained, head, prefix="model.dit.model.")
-    state["model.latent_queries"] = own["soft_tokens"]
-    state["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(2, 2)
-    return head, state, own
-
-
-def test_a_released_checkpoint_is_read_from_a_file_or_from_shards(tmp_path: Path) -> None:
-    head, state, own = released()
-    save_file(state, tmp_path / "model.safetensors")
-    names, folder = sorted(state), tmp_path / "sharded"
-    folder.mkdir()
-    files = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({name: state[name] for name in names if files[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    for path in (tmp_path, tmp_path / "model.safetensors", folder):
-        back = load_released(path, head)
-        assert back.keys() == own.keys()
-        assert all(back[name].equal(own[name]) for name in own)
-
-
-def test_a_released_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
-    head, state, _ = released()
-    state["model.dit.model.cls_embed.bias"] = torch.zeros(25)
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"inputs\.0\.projection\.bias is \(25,\)"):
-        load_released(tmp_path, head)
-    del state["model.latent_queries"]
-    state["model.dit.model.cls_embed.bias"] = torch.zeros(24)
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="no soft tokens"):
-        load_released(tmp_path, head)

@@ -23,6 +23,8 @@ from modalign import (
     hookimpl,
     installed,
 )
+from modalign.conversion import empty_head
+from modalign.models.released import to_released
 from tests.modalign import stubs
 
 Outcome = tuple[int, str, str]
@@ -38,8 +40,8 @@ def command(
     folder.mkdir()
     monkeypatch.chdir(folder)
 
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["modalign", *arguments])
+    def run(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["modalign", *map(str, arguments)])
         code: Any = 0
         try:
             cli.main()
@@ -342,6 +344,31 @@ def test_info_says_which_parts_are_not_installed(command: Command) -> None:
     code, out, _ = command("info", "blip3o")
     assert code == 0
     assert "'eva-clip-e14-plus' is not installed" in out
+
+
+def test_convert_goes_to_one_file_and_back(command: Command, use: Any, tmp_path: Path) -> None:
+    """Soft tokens and every parameter of the stub network, under the names of the release."""
+    use(stubs.registry())
+    head = empty_head(stubs.STREAM, stubs.RECIPE.head, 8)
+    draw = torch.Generator().manual_seed(0)
+    network = {name: torch.randn(t.shape, generator=draw) for name, t in head.state_dict().items()}
+    state = to_released(network, head, prefix="model.dit.model.")
+    state["model.latent_queries"] = torch.randn(1, 3, 8, generator=draw)
+    source, one, back = tmp_path / "source", tmp_path / "one.safetensors", tmp_path / "back"
+    source.mkdir()
+    save_file({k: t.contiguous() for k, t in state.items()}, source / "model.safetensors")
+    code, out, _ = command("convert", source, one, "--recipe", "stub")
+    assert code == 0
+    assert f"kept: {len(state)} tensors" in out
+    assert command("convert", one, back)[0] == 0
+    written = load_file(back / "model.safetensors")
+    assert written.keys() == state.keys()
+    assert all(written[name].equal(state[name]) for name in state)
+    refused(command("convert", source, tmp_path / "x.bin", "--recipe", "stub"), "a checkpoint ends")
+    refused(command("convert", tmp_path / "no", one, "--recipe", "stub"), "no checkpoint at")
+    refused(
+        command("convert", source, one, "--recipe", "stub", "--frozen", source), "is one already"
+    )
 
 
 def test_plugin_check_runs_the_contract(command: Command, use: Any) -> None:

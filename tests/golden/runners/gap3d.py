@@ -19,8 +19,8 @@ from modalign import (
     TokenStream,
     TokenStreamSpec,
 )
-from modalign.checkpoint import from_released
 from modalign.models.dit import TokenStreamDiT, time_features
+from modalign.models.released import from_released
 from modalign.models.rotary import Extrapolation, rotary_table
 from modalign.objectives.flow_matching import FlowMatching
 from modalign.sampling import sample

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modalign import FlowConfig, TokenGroup, TokenStreamSpec
-from modalign.checkpoint import from_released
 from modalign.models.dit import TokenStreamDiT
+from modalign.models.released import from_released
 from modalign.objectives.flow_matching import FlowMatching
 from modalign.recipes.gap3d import GAP3D
 from modalign.sampling.schedule import training_times
