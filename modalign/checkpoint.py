@@ -130,6 +130,8 @@ def load_trained(
         ("head", checkpoint.recipe.head, recipe.head),
         ("prediction", checkpoint.recipe.flow.prediction, recipe.flow.prediction),
         ("vlm", checkpoint.recipe.vlm, recipe.vlm),
+        ("vlm_options", checkpoint.recipe.vlm_options, recipe.vlm_options),
+        ("reading", checkpoint.recipe.reading, recipe.reading),
     ):
         if own != asked:
             raise WeightsError(
