@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from modalign.recipe import (
         DiTConfig,
         FlowConfig,
+        ReadingConfig,
         Recipe,
         Ref,
         SamplerConfig,
@@ -63,7 +64,15 @@ _HOMES = {
     ),
     "hookspecs": ("hookimpl",),
     "pipeline": ("Pipeline",),
-    "recipe": ("DiTConfig", "FlowConfig", "Recipe", "Ref", "SamplerConfig", "TrainingConfig"),
+    "recipe": (
+        "DiTConfig",
+        "FlowConfig",
+        "ReadingConfig",
+        "Recipe",
+        "Ref",
+        "SamplerConfig",
+        "TrainingConfig",
+    ),
     "registry": ("Registry", "installed"),
     "specs": (
         "DatasetSpec",
@@ -99,6 +108,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptError",
+    "ReadingConfig",
     "Recipe",
     "Ref",
     "Registry",

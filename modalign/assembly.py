@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modalign.errors import BuildError, RegistryError, WeightsError
-from modalign.recipe import Recipe
+from modalign.recipe import ReadingConfig, Recipe
 from modalign.registry import Registry, installed, missing_modules
 from modalign.spaces import Route, refusal, route
-from modalign.specs import EncoderSpec, GeneratorSpec, ObjectiveSpec, VLMSpec
+from modalign.specs import EncoderSpec, GeneratorSpec, ObjectiveSpec, ReadsLayers, VLMSpec
 
 if TYPE_CHECKING:
     import torch
@@ -88,11 +88,8 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
     vlm, encoder = found.get("vlms"), found.get("encoders")
     objective, generator = found.get("objectives"), found.get("generators")
     way: Route | None = None
-    if vlm is not None and recipe.num_soft_tokens >= vlm.max_positions:
-        misfits.append(
-            f"recipe {recipe.name!r} appends {recipe.num_soft_tokens} soft tokens, but "
-            f"{vlm.name!r} reads at most {vlm.max_positions} positions; lower num_soft_tokens"
-        )
+    if vlm is not None and vlm.max_positions is not None:
+        misfits += too_many_soft_tokens(recipe, vlm.max_positions)
     if objective is not None and objective.head != "dit":
         misfits.append(
             f"objective {objective.name!r} trains a head of kind {objective.head!r}; "
@@ -137,7 +134,9 @@ def _assemble(
     fresh = weights in ("random", "untrained")
     checkpoint = None if fresh else _checkpoint(recipe, weights)
     stream = chosen.encoder.stream
-    built = _build_all((chosen.vlm, chosen.generator), options)
+    vlm = replace(chosen.vlm, build=partial(chosen.vlm.build, **recipe.vlm_options))
+    built = _build_all((vlm, chosen.generator), options)
+    condition_dim = _condition_dim(recipe, chosen.vlm, built[0])
     parts = Parts(
         vlm=built[0],
         build_encoder=partial(chosen.encoder.build, **options),
@@ -147,9 +146,9 @@ def _assemble(
     )
     target = torch.device(device)
     with torch.device("meta") if checkpoint is not None else target:
-        head = TokenStreamDiT(stream, recipe.head, chosen.vlm.hidden_dim)
+        head = TokenStreamDiT(stream, recipe.head, condition_dim)
         # N(0, 1), as released: much larger than token embeddings (facts of GAP3D, 1.3).
-        soft = torch.randn(1, recipe.num_soft_tokens, chosen.vlm.hidden_dim)
+        soft = torch.randn(1, recipe.num_soft_tokens, condition_dim)
     pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
     if checkpoint is not None:
         trained = load_trained(
@@ -162,6 +161,40 @@ def _assemble(
         )
         pipeline.load_state_dict(trained.tensors, strict=True, assign=True)
     return pipeline.to(device=target, dtype=options["dtype"]).eval()
+
+
+def too_many_soft_tokens(recipe: Recipe, max_positions: int) -> list[str]:
+    """What is wrong with the recipe's number of soft tokens, if anything."""
+    if recipe.num_soft_tokens < max_positions:
+        return []
+    return [
+        f"recipe {recipe.name!r} appends {recipe.num_soft_tokens} soft tokens, but "
+        f"{recipe.vlm!r} reads at most {max_positions} positions; lower num_soft_tokens"
+    ]
+
+
+def _condition_dim(recipe: Recipe, spec: VLMSpec, vlm: Any) -> int:
+    """The width C of the built adapter's states, once it is known to give what the recipe reads.
+
+    Raises:
+        BuildError: it reads fewer positions or layers, or cannot give layers at all.
+    """
+    misfits = [] if spec.max_positions else too_many_soft_tokens(recipe, vlm.max_positions)
+    reading = recipe.reading
+    if reading != ReadingConfig() and not isinstance(vlm, ReadsLayers):
+        misfits.append(
+            f"recipe {recipe.name!r} reads layers or the prompt's own states, but the adapter of "
+            f"{spec.name!r} has no read_layers(); leave `reading` out, or choose another vlm"
+        )
+    elif reading.layers != "last" and max(reading.layers) > vlm.num_layers:
+        misfits.append(
+            f"recipe {recipe.name!r} reads layer {max(reading.layers)}, but {spec.name!r} has "
+            f"layers 0 to {vlm.num_layers}"
+        )
+    if misfits:
+        raise BuildError("; ".join(misfits))
+    width: int = vlm.hidden_dim
+    return width
 
 
 def _build_all(

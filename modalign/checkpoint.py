@@ -141,6 +141,8 @@ def load_trained(
         ("head", trained_for.head, recipe.head),
         ("prediction", trained_for.flow.prediction, recipe.flow.prediction),
         ("vlm", trained_for.vlm, recipe.vlm),
+        ("vlm_options", trained_for.vlm_options, recipe.vlm_options),
+        ("reading", trained_for.reading, recipe.reading),
     ):
         if own != asked:
             raise WeightsError(

@@ -207,7 +207,10 @@ def convert(
     checkpoint = load_checkpoint(source) if back else None
     chosen = checkpoint.recipe if checkpoint else registry.get("recipes", recipe)
     stream = checkpoint.stream if checkpoint else registry.get("encoders", chosen.encoder).stream
-    head = empty_head(stream, chosen.head, registry.get("vlms", chosen.vlm).hidden_dim)
+    width = registry.get("vlms", chosen.vlm).hidden_dim
+    if width is None:
+        raise ModalignError(f"vlm {chosen.vlm!r} of recipe {chosen.name!r} was never released")
+    head = empty_head(stream, chosen.head, width)
     if checkpoint:
         manifest = write_released(checkpoint, head, target, frozen=frozen)
     else:

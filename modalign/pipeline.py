@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modalign.errors import BuildError, GenerationError, PromptError
-from modalign.recipe import Recipe, SamplerConfig
+from modalign.models.reading import layer_pooling
+from modalign.recipe import ReadingConfig, Recipe, SamplerConfig
 from modalign.sampling import sample
 from modalign.spaces import project
 from modalign.specs import (
     Asset,
     Example,
     Generator,
+    Head,
     Objective,
     Progress,
     ProgressCallback,
     Prompt,
+    ReadsLayers,
     TargetEncoder,
     VLMAdapter,
+    VLMOutput,
 )
 from modalign.tokens import TokenStream, TokenStreamSpec
 
@@ -67,6 +71,7 @@ class Pipeline(nn.Module):
         self.parts = parts
         self.head = head
         self.soft_tokens = soft_tokens  # (1, S, C)
+        self.layer_pooling = layer_pooling(recipe.reading)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by name: the optimiser, EMA and checkpoints all use this."""
@@ -94,7 +99,7 @@ class Pipeline(nn.Module):
         else:
             target = self.parts.encoder.encode(batch["image"])
         self.stream.check(target)
-        output = self.parts.vlm.read(batch["prompt"], self.soft_tokens)
+        output = self._read(batch["prompt"])
         prompts, targets = len(output.hidden), len(target[self.stream.names[0]])
         if targets % prompts:
             raise ValueError(
@@ -102,8 +107,12 @@ class Pipeline(nn.Module):
                 "equally many"
             )
         hidden = output.hidden.repeat_interleave(targets // prompts, dim=0)
+        head: Head = self.head
+        if output.mask is not None:
+            mask = output.mask.repeat_interleave(targets // prompts, dim=0)
+            head = partial(self.head, condition_mask=mask)
         return self.parts.objective(
-            self.head, hidden, target, lm_loss=output.lm_loss, generator=generator
+            head, hidden, target, lm_loss=output.lm_loss, generator=generator
         )
 
     @property
@@ -112,17 +121,19 @@ class Pipeline(nn.Module):
         return self.soft_tokens.device
 
     @torch.no_grad()
-    def condition(self, prompts: Prompts) -> Tensor:
-        """What the head is conditioned on: hidden states (B, S, C) at the soft tokens.
+    def condition(self, prompts: Prompts) -> VLMOutput:
+        """What the head is conditioned on: hidden states (B, S, C) where the recipe reads them.
+
+        With the prompt's own states these come first, and `mask` says which positions are real.
 
         Raises:
             PromptError: there is no prompt, or one that the VLM cannot read.
             GenerationError: the VLM returned numbers that are not finite.
         """
         asked = as_prompts(prompts)
-        hidden = self.parts.vlm.read(self.parts.vlm.prepare(asked), self.soft_tokens).hidden
-        require_finite("vision-language model", {"hidden": hidden})
-        return hidden
+        output = self._read(self.parts.vlm.prepare(asked))
+        require_finite("vision-language model", {"hidden": output.hidden})
+        return output
 
     @torch.no_grad()
     def align(
@@ -148,11 +159,12 @@ class Pipeline(nn.Module):
         stream: TokenStream = sample(
             self.head,
             self.stream,
-            condition,
+            condition.hidden,
             flow=self.recipe.flow,
             sampler=sampler,
             generators=[torch.Generator().manual_seed(seed + k) for k in range(len(asked))],
             progress=report,
+            mask=condition.mask,
         )
         require_finite("alignment", stream)
         return project(self.stream, stream) if sampler.project else stream
@@ -189,6 +201,18 @@ class Pipeline(nn.Module):
         return self.parts.generator.generate(
             self.parts.connect(stream), seed=seed, progress=progress, **options
         )
+
+    def _read(self, prompts: Mapping[str, Tensor]) -> VLMOutput:
+        """The states that the recipe's `reading` asks for, pooled over layers to (B, S, C)."""
+        reading, vlm = self.recipe.reading, self.parts.vlm
+        if reading == ReadingConfig():
+            return vlm.read(prompts, self.soft_tokens)
+        assert isinstance(vlm, ReadsLayers)  # `build` has refused others
+        layers = (vlm.num_layers,) if reading.layers == "last" else reading.layers
+        output = vlm.read_layers(
+            prompts, self.soft_tokens, layers=layers, prompt_states=reading.prompt_states
+        )
+        return replace(output, hidden=self.layer_pooling(output.hidden))
 
     def _sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:
         changes = {"steps": steps, "guidance": guidance}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -53,6 +53,31 @@ class DiTConfig(Frozen):
             raise ValueError(
                 f"num_heads ({self.num_heads}) must be divisible by num_kv_heads ({kv_heads})"
             )
+        return self
+
+
+class ReadingConfig(Frozen):
+    """Where in the VLM the condition is read.
+
+    `layers` is "last", the last layer after the model's final norm, or numbers of layers: 0 is
+    what enters the first, k what leaves the k-th, before any norm except for the last one.
+    Several are pooled into one: "mean" as they are; "learned" is a trained softmax-weighted mean
+    of layer-normalised states. With `prompt_states` the prompt's own states come before those of
+    the soft tokens; rows then differ in length, and the head gets a mask.
+    Source: MiniGPT-3D reads its layer 15 (PointAlign); UniFusion (2510.12789) learns the pooling,
+    there with a small transformer, here with one weight per layer.
+    """
+
+    layers: Literal["last"] | tuple[Annotated[int, Field(ge=0)], ...] = "last"
+    pooling: Literal["mean", "learned"] = "mean"
+    prompt_states: bool = False
+
+    @model_validator(mode="after")
+    def _layers_differ(self) -> Self:
+        if self.layers != "last" and (not self.layers or len({*self.layers}) < len(self.layers)):
+            raise ValueError(f"layers must be one or several different ones, got {self.layers}")
+        if self.pooling == "learned" and (self.layers == "last" or len(self.layers) == 1):
+            raise ValueError("pooling 'learned' needs at least two layers")
         return self
 
 
@@ -109,12 +134,15 @@ class TrainingConfig(Frozen):
 class Recipe(Frozen):
     """A named combination of registered parts. A Python value; variants are `derive(...)`.
 
-    `vlm`, `encoder` and `generator` are registered names; `generator` may be None.
+    `vlm`, `encoder` and `generator` are registered names; `generator` may be None. `vlm_options`
+    are what the VLM's builder takes besides weights, device and dtype.
     `checkpoint` names the trained weights that ship or are published for this recipe.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     vlm: str
+    vlm_options: dict[str, Any] = Field(default_factory=dict)
+    reading: ReadingConfig = ReadingConfig()
     encoder: str
     generator: str | None
     objective: Ref

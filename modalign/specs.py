@@ -40,10 +40,14 @@ class Example:
 
 @dataclass(frozen=True)
 class VLMOutput:
-    """Hidden states at the positions a recipe reads, (B, S, C), and a language loss if asked."""
+    """Hidden states at the positions a recipe reads, (B, S, C), and a language loss if asked.
+
+    `mask` (B, S) is 1 at real positions; None if all are.
+    """
 
     hidden: Tensor
     lm_loss: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,30 @@ class VLMAdapter(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsLayers(Protocol):
+    """A `VLMAdapter` that also gives other layers, and the prompt's own states.
+
+    Layers are numbered 0 (what enters the first) to `num_layers` (the last, after the final norm).
+    """
+
+    num_layers: int
+
+    def read_layers(
+        self,
+        batch: Mapping[str, Tensor],
+        soft_tokens: Tensor,
+        *,
+        layers: Sequence[int],
+        prompt_states: bool = False,
+    ) -> VLMOutput:
+        """Hidden states (B, L, S, C) of `layers`; with the prompt's (B, L, P + S, C), and a mask.
+
+        The prompt's states, zero at padding, come first and carry no gradient.
+        """
+        ...
+
+
 class Generator(Protocol):
     """A frozen generator that consumes a token stream."""
 
@@ -119,7 +147,10 @@ class Generator(Protocol):
 
 
 Head = Callable[..., TokenStream]
-"""Called as `head(x_t, t, condition)`: stream, times (B,), condition (B, S, C)."""
+"""Called as `head(x_t, t, condition)`: stream, times (B,), condition (B, S, C).
+
+Where rows of the condition differ in length, the mask (B, S) of real positions comes fourth.
+"""
 
 
 class Objective(Protocol):
@@ -176,11 +207,16 @@ class EncoderSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class VLMSpec(PluginSpec):
-    """`build(weights=, device=, dtype=)` returns a `VLMAdapter`."""
+    """`build(weights=, device=, dtype=, **options)` returns a `VLMAdapter`.
+
+    `options` are the recipe's `vlm_options`. An adapter of any model a user names knows its
+    numbers only when it is built: `hidden_dim` and `max_positions` are then None here, and both
+    attributes of the adapter.
+    """
 
     build: Callable[..., VLMAdapter]
-    hidden_dim: int
-    max_positions: int
+    hidden_dim: int | None
+    max_positions: int | None
     accepts_images: bool = True
 
 

@@ -19,6 +19,7 @@ from modalign.specs import (
     GeneratorSpec,
     Progress,
     Prompt,
+    ReadsLayers,
     VLMSpec,
 )
 from modalign.tokens import TokenStream, TokenStreamSpec
@@ -127,9 +128,14 @@ def check_vlm(
     prompts = list(prompts)
     _require(len(prompts) >= 2, "give at least two prompts: batches are compared with single ones")
     adapter = spec.build(**{"weights": "random", **build_options})
+    width = adapter.hidden_dim
     _require(
-        adapter.hidden_dim == spec.hidden_dim,
-        f"the adapter's hidden_dim {adapter.hidden_dim} is not the declared {spec.hidden_dim}",
+        spec.hidden_dim in (None, width),
+        f"the adapter's hidden_dim {width} is not the declared {spec.hidden_dim}",
+    )
+    _require(
+        spec.max_positions is not None or hasattr(adapter, "max_positions"),
+        "the spec declares no max_positions, and the adapter has none either",
     )
     batch = adapter.prepare(prompts)
     _check_prepared(batch, adapter.prepare(prompts))
@@ -141,10 +147,10 @@ def check_vlm(
         raise ContractError("an empty prompt must raise PromptError, not be read")
 
     draw = torch.Generator().manual_seed(0)
-    soft = torch.randn(1, num_soft_tokens, spec.hidden_dim, generator=draw).requires_grad_()
+    soft = torch.randn(1, num_soft_tokens, width, generator=draw).requires_grad_()
     with _global_random_state_kept("read"):
         hidden = adapter.read(batch, soft).hidden
-    expected = (len(prompts), num_soft_tokens, spec.hidden_dim)
+    expected = (len(prompts), num_soft_tokens, width)
     _require(
         tuple(hidden.shape) == expected,
         f"read must return (B, S, C) = {expected}, got {tuple(hidden.shape)}",
@@ -165,6 +171,8 @@ def check_vlm(
             )
     _check_causality(adapter, batch, soft, hidden)
     _check_gradient(hidden, soft, frozen)
+    if isinstance(adapter, ReadsLayers):
+        _check_layers(adapter, prompts, soft, hidden)
 
 
 def check_generator(
@@ -276,6 +284,45 @@ def _check_causality(
         _require(
             not torch.allclose(after[:, position], hidden[:, position], atol=1e-6),
             f"changing soft token {middle} leaves token {position} as it was",
+        )
+
+
+def _check_layers(
+    adapter: ReadsLayers, prompts: Sequence[Prompt], soft: Tensor, hidden: Tensor
+) -> None:
+    import torch
+
+    vlm: Any = adapter
+    batch = vlm.prepare(prompts)
+    layers = (0, adapter.num_layers)
+    with torch.no_grad():
+        output = adapter.read_layers(batch, soft, layers=layers, prompt_states=True)
+        alone = adapter.read_layers(batch, soft, layers=layers)
+    states, mask, num_soft = output.hidden, output.mask, soft.shape[1]
+    if mask is None:
+        raise ContractError("read_layers gives the prompt's own states without a mask")
+    expected = (len(prompts), len(layers), mask.shape[1], hidden.shape[-1])
+    _require(
+        tuple(states.shape) == expected,
+        f"read_layers must return (B, L, P + S, C) = {expected}, got {tuple(states.shape)}",
+    )
+    _require(bool(mask[:, -num_soft:].all()), "read_layers must put the soft tokens last, unmasked")
+    _require(
+        not states.transpose(1, 2)[mask == 0].any(), "the prompt's states are not zero at padding"
+    )
+    _require_close(states[:, :, -num_soft:], alone.hidden, "the prompt's states change the others")
+    _require_close(
+        alone.hidden[:, -1], hidden, "the last layer of read_layers is not what read has"
+    )
+    for index, prompt in enumerate(prompts):
+        with torch.no_grad():
+            own = adapter.read_layers(
+                vlm.prepare([prompt]), soft, layers=layers, prompt_states=True
+            ).hidden[0]
+        _require_close(
+            states[index][:, mask[index] > 0],
+            own,
+            f"the states of prompt {index} are different alone: padding leaks in",
         )
 
 

@@ -23,6 +23,7 @@ PLUGINS = (ROOT / "docs" / "plugins.md").read_text()
 PROTOCOLS = [
     specs.TargetEncoder,
     specs.VLMAdapter,
+    specs.ReadsLayers,
     specs.Generator,
     specs.Asset,
     specs.Objective,

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from cache import pictures, texts
 from modalign_plugins.vlms import qwen2_5_vl_mini as mini
-from modalign_plugins.vlms.qwen2_5_vl import Qwen25VL
-from modalign_plugins.vlms.qwen2_5_vl_prompts import SYSTEM, Qwen25VLPrompts, pad_right
+from modalign_plugins.vlms.qwen_vl import QwenVL
+from modalign_plugins.vlms.qwen_vl_prompts import SYSTEM, QwenVLPrompts, pad_right
 from numpy.typing import NDArray
 from PIL import Image
 from publish import WEIGHTS, publish
@@ -70,7 +70,7 @@ class Rows:
     """Batches of token ids with the loss weight of each position."""
 
     def __init__(
-        self, prompts: Qwen25VLPrompts, known: Sequence[Row], cache: NDArray[np.uint8], stage: int
+        self, prompts: QwenVLPrompts, known: Sequence[Row], cache: NDArray[np.uint8], stage: int
     ) -> None:
         self.kinds, self.extra = KINDS[stage], EXTRA[stage]
         self.prompts = prompts
@@ -146,7 +146,7 @@ class Rows:
         return found / found.sum(1, keepdim=True)
 
 
-def beginning(stage: int, known: Sequence[Row]) -> Qwen25VL:
+def beginning(stage: int, known: Sequence[Row]) -> QwenVL:
     """A fresh adapter, or the first stage's with only the visual tower to train."""
     if stage == 1:
         adapter = mini.fresh(corpus(known[:600]))

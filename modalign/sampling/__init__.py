@@ -45,6 +45,7 @@ def sample(
     generators: Sequence[torch.Generator] = (),
     noise: TokenStream | None = None,
     progress: Report | None = None,
+    mask: Tensor | None = None,
 ) -> TokenStream:
     """A stream for each condition (B, S, C), on its device and in its dtype.
 
@@ -60,6 +61,7 @@ def sample(
         generators: one per sample, unless `noise` is given.
         noise: the stream at t = 0.
         progress: called with the number of steps done.
+        mask: (B, S), 1 at the condition's real positions; None if all are. The head then gets it.
 
     Raises:
         ValueError: the number of generators is not B, or `noise` has another layout.
@@ -73,7 +75,7 @@ def sample(
     spec.check(noise)
     dtype = torch.promote_types(condition.dtype, torch.float32)
     x = {name: tokens.to(condition.device, dtype) for name, tokens in noise.items()}
-    velocity = guided_velocity(head, condition, flow, sampler)
+    velocity = guided_velocity(head, condition, flow, sampler, mask)
     levels = noise_levels(sampler.steps, flow.shift)
     x = SOLVERS[sampler.solver](velocity, x, levels, progress)
     return {name: tokens.to(condition.dtype) for name, tokens in x.items()}

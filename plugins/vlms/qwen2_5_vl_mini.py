@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from modalign_plugins.weights import sources
 
-from .qwen2_5_vl import Positions, Qwen25VL
-from .qwen2_5_vl_prompts import (
+from .qwen2_5_vl_sizes import MINI
+from .qwen_vl import Positions, QwenVL
+from .qwen_vl_prompts import (
     GENERATE,
     REPLICATE,
     SPECIAL_TOKENS,
-    PictureSize,
-    Qwen25VLPrompts,
+    QwenVLPrompts,
     TokenIds,
 )
-from .qwen2_5_vl_sizes import MINI, Sizes
+from .qwen_vl_sizes import Sizes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,7 +78,7 @@ def fresh(
     sizes: Sizes = MINI,
     positions: Positions = "reference",
     device: str | torch.device = "cpu",
-) -> Qwen25VL:
+) -> QwenVL:
     """An adapter around an untrained model, its tokenizer trained on `texts`.
 
     `adapter.model` is transformers' class with all parameters trainable; train it on
@@ -86,12 +86,10 @@ def fresh(
     then `save` it and build it anew: [IMG]'s embedding is computed once per adapter. Initial
     weights come from the global generator.
     """
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
     tokenizer = train_tokenizer(texts, sizes.text["vocab_size"])
     ids = TokenIds.of(tokenizer)
     model = sources.load_frozen(
-        Qwen2_5_VLForConditionalGeneration,
+        sizes.model_class,
         sizes.config(ids),
         None,
         owner=sizes.name,
@@ -99,16 +97,16 @@ def fresh(
         dtype=torch.float32,
     )
     model.requires_grad_(True)
-    prompts = Qwen25VLPrompts(
+    prompts = QwenVLPrompts(
         tokenizer=tokenizer,
         ids=ids,
-        picture=PictureSize(side=sizes.picture_side),
+        picture=sizes.picture,
         max_prompt_tokens=sizes.max_prompt_tokens,
     )
-    return Qwen25VL(model, prompts, positions=positions)
+    return QwenVL(model, prompts, positions=positions)
 
 
-def save(adapter: Qwen25VL, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(adapter: QwenVL, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write config.json, model.safetensors and tokenizer.json, which `weights=folder` reads."""
     from safetensors.torch import save_file
 

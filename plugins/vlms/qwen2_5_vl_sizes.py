@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .qwen2_5_vl_prompts import TokenIds
+from .qwen_vl_prompts import PictureSize
+from .qwen_vl_sizes import Sizes
+
+FAMILY = "Qwen2_5_VL"
 
 # Qwen's own ids, in the order of SPECIAL_TOKENS; the last three follow the published vocabulary.
 QWEN_IDS = (151643, 151644, 151645, 151652, 151653, 151655, 151665, 151666, 151667)
-RESERVED = 65  # [IMG] and 64 soft tokens: the released GAP3D cuts prompts at 512 - 65
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """One size of Qwen2.5-VL: fields of transformers' configs, and how prompts are bounded."""
-
-    name: str
-    summary: str
-    text: Mapping[str, Any]
-    vision: Mapping[str, Any]
-    tied: bool
-    special_ids: tuple[int, ...]
-    picture_side: int
-    max_positions: int
-    reserved: int = RESERVED
-    repository: str | None = None
-    weight_files: tuple[str, ...] = ()
-    source: str
-    license: str
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Tokens of a prompt with its template, so that [IMG] and the soft tokens still fit."""
-        return self.max_positions - self.reserved
-
-    def config(self, ids: TokenIds) -> Any:
-        """The Qwen2_5_VLConfig of this size, whose special tokens have these `ids`."""
-        from transformers import Qwen2_5_VLConfig
-
-        return Qwen2_5_VLConfig(
-            text_config=dict(self.text),
-            vision_config=dict(self.vision),
-            tie_word_embeddings=self.tied,
-            image_token_id=ids.image_pad,
-            vision_start_token_id=ids.vision_start,
-            vision_end_token_id=ids.vision_end,
-        )
 
 
 def _text(section: list[int], **fields: Any) -> dict[str, Any]:
@@ -70,6 +32,7 @@ VISION = {
 QWEN_3B = Sizes(
     name="qwen2.5-vl-3b",
     summary="Qwen2.5-VL 3B Instruct: the vision-language model of GAP3D and BLIP3-o",
+    family=FAMILY,
     text=_text(
         [16, 24, 24],
         vocab_size=151936,
@@ -83,7 +46,7 @@ QWEN_3B = Sizes(
     vision={**VISION, "out_hidden_size": 2048},
     tied=True,
     special_ids=QWEN_IDS,
-    picture_side=448,
+    picture=PictureSize(side=448),
     max_positions=512,
     repository="Qwen/Qwen2.5-VL-3B-Instruct",
     weight_files=("model.safetensors.index.json", "model-*-of-*.safetensors"),
@@ -93,6 +56,7 @@ QWEN_3B = Sizes(
 QWEN_7B = Sizes(
     name="qwen2.5-vl-7b",
     summary="Qwen2.5-VL 7B Instruct: the vision-language model of the larger BLIP3-o",
+    family=FAMILY,
     text=_text(
         [16, 24, 24],
         vocab_size=152064,
@@ -106,7 +70,7 @@ QWEN_7B = Sizes(
     vision={**VISION, "out_hidden_size": 3584},
     tied=False,
     special_ids=QWEN_IDS,
-    picture_side=448,
+    picture=PictureSize(side=448),
     max_positions=512,
     repository="Qwen/Qwen2.5-VL-7B-Instruct",
     weight_files=("model.safetensors.index.json", "model-*-of-*.safetensors"),
@@ -116,6 +80,7 @@ QWEN_7B = Sizes(
 MINI = Sizes(
     name="qwen2.5-vl-mini",
     summary="the same network with 2 M parameters, trained on the toy world",
+    family=FAMILY,
     text=_text(
         [4, 6, 6],
         vocab_size=1024,
@@ -142,7 +107,7 @@ MINI = Sizes(
     },
     tied=True,
     special_ids=tuple(range(256, 265)),
-    picture_side=112,
+    picture=PictureSize(side=112),
     max_positions=256,
     reserved=33,
     source="ships with modalign; trained by examples/mini",

@@ -199,3 +199,35 @@ def test_registered_recipes_fit_or_say_what_is_not_there_yet(name: str) -> None:
     assert (name, absent) == ("blip3o", ["eva-clip-e14-plus"])
     with pytest.raises(BuildError, match="unknown encoder 'eva-clip-e14-plus'"):
         fit(recipe, registry)
+
+
+def test_options_of_the_vlm_reach_its_builder() -> None:
+    seen = []
+
+    def building(**options):
+        seen.append(options)
+        return stubs.VLM()
+
+    recipe = stubs.RECIPE.derive(vlm_options={"positions": "native"})
+    build(recipe, weights="random", registry=stubs.registry(vlm={"build": building}))
+    assert seen[0]["positions"] == "native"
+
+
+def test_a_vlm_of_any_model_tells_its_numbers_when_it_is_built() -> None:
+    class AnyModel(stubs.VLM):
+        max_positions = 16
+
+    changes = {"build": stubs.giving(AnyModel()), "hidden_dim": None, "max_positions": None}
+    known = stubs.registry(vlm=changes)
+    assert build("stub", weights="random", registry=known).soft_tokens.shape == (1, 3, 8)
+    with pytest.raises(BuildError, match="16 soft tokens, but 'stub-vlm' reads at most 16 pos"):
+        build(stubs.RECIPE.derive(num_soft_tokens=16), weights="random", registry=known)
+
+
+def test_an_adapter_that_cannot_read_as_asked_is_refused() -> None:
+    recipe = stubs.RECIPE.derive(reading={"layers": (1,)})
+    with pytest.raises(BuildError, match=r"the adapter of 'stub-vlm' has no read_layers\(\)"):
+        build(recipe, weights="random", registry=stubs.registry())
+    known = stubs.registry(vlm={"build": stubs.giving(stubs.DeepVLM())})
+    with pytest.raises(BuildError, match="reads layer 3, but 'stub-vlm' has layers 0 to 2"):
+        build(recipe.derive(reading={"layers": (1, 3)}), weights="random", registry=known)

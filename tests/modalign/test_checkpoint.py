@@ -137,6 +137,16 @@ def test_a_checkpoint_fits_recipes_with_the_same_network(saved: Path) -> None:
     [
         (RECIPE.derive(head={"depth": 3}), STREAM, "trained for head"),
         (RECIPE.derive(vlm="another-vlm"), STREAM, "trained for vlm 'qwen2.5-vl-3b'"),
+        (
+            RECIPE.derive(vlm_options={"positions": "native"}),
+            STREAM,
+            "trained for vlm_options {}, but recipe 'small' has {'positions': 'native'}",
+        ),
+        (
+            RECIPE.derive(reading={"prompt_states": True}),
+            STREAM,
+            "trained for reading ReadingConfig.*prompt_states=False.*has .*prompt_states=True",
+        ),
         (RECIPE.derive(flow={"prediction": "data"}), STREAM, "trained for prediction 'velocity'"),
         (RECIPE, STREAM.model_copy(update={"space": "test/raw"}), "trained for token stream"),
     ],

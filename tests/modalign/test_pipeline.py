@@ -16,9 +16,11 @@ from modalign import (
     Progress,
     Prompt,
     PromptError,
+    ReadingConfig,
     VLMOutput,
     build,
 )
+from modalign.checkpoint import save_checkpoint
 from tests.modalign import stubs
 
 
@@ -149,3 +151,94 @@ def test_a_prompt_with_several_targets_is_read_once(pipeline: Pipeline) -> None:
 def test_an_example_without_a_picture_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="needs the image"):
         pipeline.collate([Example(Prompt("a mug"))])
+
+
+def reading_pipeline(**reading: object) -> Pipeline:
+    known = stubs.registry(vlm={"build": stubs.giving(stubs.DeepVLM())})
+    recipe = stubs.RECIPE.derive(reading=reading)
+    torch.manual_seed(0)
+    return build(recipe, weights="random", registry=known)
+
+
+def test_the_last_layer_by_its_number_is_the_default() -> None:
+    default, named = reading_pipeline(), reading_pipeline(layers=(2,))
+    assert default.recipe.reading == ReadingConfig()
+    assert named.condition("a mug").hidden.equal(default.condition("a mug").hidden)
+    assert named.trainable().keys() == default.trainable().keys()
+
+
+def test_the_mean_of_layers_is_the_mean() -> None:
+    """Layer k of the stub adds k."""
+    mean, first = reading_pipeline(layers=(0, 1, 2)), reading_pipeline(layers=(0,))
+    torch.testing.assert_close(mean.condition("a").hidden, first.condition("a").hidden + 1)
+
+
+def test_learned_pooling_is_trained_and_starts_as_the_mean_of_normalised_layers() -> None:
+    pipeline = reading_pipeline(layers=(0, 2), pooling="learned")
+    logits = pipeline.trainable()["layer_pooling.logits"]
+    assert logits.shape == (2,)
+    layers = [reading_pipeline(layers=(k,)).condition("a").hidden for k in (0, 2)]
+    normal = [torch.nn.functional.layer_norm(states, (8,)) for states in layers]
+    torch.testing.assert_close(pipeline.condition("a").hidden, (normal[0] + normal[1]) / 2)
+    with torch.no_grad():
+        logits.copy_(torch.tensor([0.0, 40.0]))
+    torch.testing.assert_close(pipeline.condition("a").hidden, normal[1])
+
+
+def test_learned_pooling_receives_a_gradient_and_travels_with_a_checkpoint(tmp_path: Path) -> None:
+    class Slanted(stubs.DeepVLM):
+        def read_layers(self, *arguments, **options):
+            output = super().read_layers(*arguments, **options)
+            ramp = torch.linspace(-1, 1, output.hidden.shape[-1])
+            return VLMOutput(torch.stack([output.hidden[:, 0], output.hidden[:, 1] * ramp], 1))
+
+    known = stubs.registry(vlm={"build": stubs.giving(Slanted())})
+    recipe = stubs.RECIPE.derive(reading={"layers": (0, 2), "pooling": "learned"})
+    pipeline = build(recipe, weights="random", registry=known)
+    with torch.no_grad():
+        for parameter in pipeline.head.parameters():  # gates start closed
+            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    example = Example(Prompt("a mug"), Image.new("RGB", (8, 8), "red"))
+    losses = pipeline(pipeline.collate([example] * 8), torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    trained = pipeline.trainable()
+    assert trained["layer_pooling.logits"].grad.abs().sum() > 0
+    with torch.no_grad():
+        trained["layer_pooling.logits"].copy_(torch.tensor([1.0, -1.0]))
+    save_checkpoint(tmp_path / "own.safetensors", trained, recipe, pipeline.stream)
+    again = build(recipe, weights=tmp_path / "own.safetensors", registry=known)
+    assert again.condition("a").hidden.equal(pipeline.condition("a").hidden)
+
+
+def test_the_prompt_s_own_states_join_the_condition_under_a_mask() -> None:
+    pipeline = reading_pipeline(prompt_states=True)
+    output = pipeline.condition(["ab", "abc"])
+    assert output.hidden.shape == (2, 4 + 3, 8)
+    assert output.mask.tolist() == [[1, 1, 0, 0, 1, 1, 1], [1, 1, 1, 0, 1, 1, 1]]
+
+
+def test_training_and_sampling_hide_the_padding_of_prompt_states() -> None:
+    """A stub that writes nonsense into its padding gives the same losses and streams."""
+
+    class Noisy(stubs.DeepVLM):
+        def read_layers(self, *arguments, **options):
+            output = super().read_layers(*arguments, **options)
+            hidden = output.hidden.masked_fill(output.mask[:, None, :, None] == 0, 1e3)
+            return VLMOutput(hidden, mask=output.mask)
+
+    recipe = stubs.RECIPE.derive(reading={"prompt_states": True})
+    example = Example(Prompt("ab"), Image.new("RGB", (8, 8), "red"))
+    found = []
+    for vlm in (stubs.DeepVLM(), Noisy()):
+        known = stubs.registry(vlm={"build": stubs.giving(vlm)})
+        pipeline = build(recipe, weights="random", registry=known)
+        with torch.no_grad():
+            draw = torch.Generator().manual_seed(0)
+            for parameter in pipeline.trainable().values():
+                parameter.normal_(std=0.2, generator=draw)
+        batch = dict(pipeline.collate([example]))
+        target = pipeline.parts.encoder.encode(batch.pop("image"))
+        batch["target"] = {name: tokens.expand(3, -1, -1) for name, tokens in target.items()}
+        loss = pipeline(batch, torch.Generator().manual_seed(0))["loss"]
+        found.append((loss, pipeline.align(["ab", "abc"])["patches"]))
+    torch.testing.assert_close(found[0], found[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from modalign import DiTConfig, Recipe, Ref, SamplerConfig
+from modalign import DiTConfig, ReadingConfig, Recipe, Ref, SamplerConfig
 
 RECIPE = Recipe(
     name="test",
@@ -35,6 +35,30 @@ def test_derive_validates() -> None:
 
 def test_a_recipe_survives_json() -> None:
     assert Recipe.model_validate_json(RECIPE.model_dump_json()) == RECIPE
+    reading = {"layers": (3, 0), "pooling": "learned", "prompt_states": True}
+    other = RECIPE.derive(reading=reading, vlm_options={"positions": "native"})
+    assert Recipe.model_validate_json(other.model_dump_json()) == other
+
+
+def test_a_recipe_written_before_reading_was_a_choice_means_the_last_layer() -> None:
+    content = RECIPE.model_dump(mode="json", exclude={"reading", "vlm_options"})
+    assert Recipe.model_validate(content) == RECIPE
+    assert RECIPE.reading == ReadingConfig(layers="last", pooling="mean", prompt_states=False)
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ({"layers": ()}, "one or several different"),
+        ({"layers": (3, 3)}, "one or several different"),
+        ({"layers": (-1,)}, "greater than or equal to 0"),
+        ({"pooling": "learned"}, "at least two layers"),
+        ({"pooling": "learned", "layers": (3,)}, "at least two layers"),
+    ],
+)
+def test_a_reading_that_says_nothing_is_refused(reading: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RECIPE.derive(reading=reading)
 
 
 def test_a_recipe_is_frozen() -> None:

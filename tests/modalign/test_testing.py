@@ -152,6 +152,45 @@ class VLMThatReadsNothing(VLM):
         return super().prepare([type(p)(p.text.strip() or "?", p.images) for p in prompts])
 
 
+class DeepVLM(VLM):
+    """Layer 0 is what enters, layer 1 what `read` gives."""
+
+    num_layers = 1
+
+    def own(self, batch):
+        return self.table[batch["ids"]] * batch["mask"][:, :, None]
+
+    def read_layers(self, batch, soft, *, layers, prompt_states=False):
+        last = self.read(batch, soft).hidden
+        states = torch.stack([soft.expand_as(last), last], dim=1)
+        if not prompt_states:
+            return VLMOutput(states[:, list(layers)])
+        own = self.own(batch)[:, None].expand(-1, 2, -1, -1)
+        seen = torch.cat([batch["mask"], batch["mask"].new_ones(last.shape[:2])], dim=1)
+        return VLMOutput(torch.cat([own, states], dim=2)[:, list(layers)], mask=seen)
+
+
+class DeepVLMWithDirtyPadding(DeepVLM):
+    def own(self, batch):
+        return self.table[batch["ids"]]
+
+
+class DeepVLMOfBatches(DeepVLM):
+    def own(self, batch):
+        return super().own(batch) * len(batch["ids"])
+
+
+class DeepVLMOfAnotherLayer(DeepVLM):
+    def read_layers(self, batch, soft, *, layers, prompt_states=False):
+        other = [1 - layer for layer in layers]
+        return super().read_layers(batch, soft, layers=other, prompt_states=prompt_states)
+
+
+class DeepVLMWithoutMask(DeepVLM):
+    def read_layers(self, *arguments, **options):
+        return VLMOutput(super().read_layers(*arguments, **options).hidden)
+
+
 @dataclass
 class Points:
     places: np.ndarray
@@ -226,8 +265,9 @@ def test_a_broken_encoder_is_told_which_clause_it_breaks(broken, clause):
         check_encoder(encoder_spec(broken))
 
 
-def test_a_well_behaved_vlm_passes():
-    check_vlm(vlm_spec(VLM))
+@pytest.mark.parametrize("vlm", [VLM, DeepVLM])
+def test_a_well_behaved_vlm_passes(vlm):
+    check_vlm(vlm_spec(vlm))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +279,10 @@ def test_a_well_behaved_vlm_passes():
         (VLMWithoutGradient, "detached"),
         (VLMDeafToPrompts, "read alike"),
         (VLMThatReadsNothing, "empty prompt"),
+        (DeepVLMWithDirtyPadding, "not zero at padding"),
+        (DeepVLMOfBatches, "different alone"),
+        (DeepVLMOfAnotherLayer, "not what read has"),
+        (DeepVLMWithoutMask, "without a mask"),
     ],
 )
 def test_a_broken_vlm_is_told_which_clause_it_breaks(broken, clause):

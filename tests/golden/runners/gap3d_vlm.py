@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 from modalign_plugins.encoders.dinov2 import Dinov2Encoder
-from modalign_plugins.vlms.qwen2_5_vl import Qwen25VL, soft_index
-from modalign_plugins.vlms.qwen2_5_vl_prompts import (
+from modalign_plugins.vlms.qwen_vl import QwenVL, soft_index
+from modalign_plugins.vlms.qwen_vl_prompts import (
     PictureSize,
-    Qwen25VLPrompts,
+    QwenVLPrompts,
     TokenIds,
     pad_right,
     started,
@@ -64,7 +64,7 @@ def run_collator(case: Case) -> Outputs:
     }
 
 
-def adapter_of(case: Case, positions: Any = "reference") -> Qwen25VL:
+def adapter_of(case: Case, positions: Any = "reference") -> QwenVL:
     """The adapter around the entry's model; ids come tokenised, so there is no tokenizer."""
     config = Qwen2_5_VLConfig(**case.config["vlm"])
     tensors = {k: v for k, v in case.state_dict.items() if k.startswith(FROZEN_PARTS)}
@@ -84,10 +84,10 @@ def adapter_of(case: Case, positions: Any = "reference") -> Qwen25VL:
         vision_start=ids["vision_start"],
         vision_end=ids["vision_end"],
     )
-    prompts = Qwen25VLPrompts(cast(Any, None), placed, PictureSize(side=0), max_prompt_tokens=0)
+    prompts = QwenVLPrompts(cast(Any, None), placed, PictureSize(side=0), max_prompt_tokens=0)
     table = case.state_dict["model.embed_tokens.weight"]
     start = table[placed.start]  # as a checkpoint of the reference carries it
-    return Qwen25VL(model, prompts, positions=positions, start_embedding=start)
+    return QwenVL(model, prompts, positions=positions, start_embedding=start)
 
 
 def prefix_of(case: Case) -> dict[str, Tensor]:

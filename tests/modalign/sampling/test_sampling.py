@@ -52,6 +52,27 @@ def linear(x_t: TokenStream, t: Tensor, condition: Tensor) -> TokenStream:
     return {name: mean + 0 * tokens for name, tokens in x_t.items()}
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("prepares", [True, False])
+def test_masked_positions_of_a_condition_change_nothing(guidance: float, prepares: bool) -> None:
+    """Under guidance too, where the null condition has the same mask."""
+    dit = network()
+    head = dit if prepares else lambda x_t, t, condition, mask: dit(x_t, t, condition, mask)
+    sampler = SamplerConfig(steps=2, guidance=guidance, guidance_interval=(0.6, 1.0))
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    found = []
+    for value in (0.0, 9.0):
+        condition = CONDITION.clone()
+        condition[0, 0] = value
+        stream = sample(
+            head, SPEC, condition, sampler=sampler, generators=generators(1, 2), mask=mask
+        )
+        found.append(SPEC.pack(stream))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    short = sample(dit, SPEC, CONDITION[:1, 1:], sampler=sampler, generators=generators(1))
+    torch.testing.assert_close(SPEC.pack(short), found[0][:1])
+
+
 def test_a_perfect_velocity_carries_noise_exactly_to_data() -> None:
     """On a straight path one Euler step with v = x_1 - x_0 must land on x_1 (eq. 1-2)."""
     x_1 = draw_noise(SPEC, generators(5, 6))

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from modalign_plugins.vlms import qwen2_5_vl, qwen2_5_vl_mini, qwen2_5_vl_prompts
+from modalign_plugins.vlms import qwen2_5_vl, qwen2_5_vl_mini, qwen_vl, qwen_vl_prompts
 from PIL import Image
 
 from modalign import Prompt, PromptError, WeightsError
@@ -41,7 +41,7 @@ def adapter():
 
 @pytest.fixture(scope="module")
 def native(adapter):
-    return qwen2_5_vl.Qwen25VL(adapter.model, adapter.prompts, positions="native")
+    return qwen_vl.QwenVL(adapter.model, adapter.prompts, positions="native")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ PROMPTS = [
 @pytest.mark.parametrize("positions", ["reference", "native"])
 def test_the_cached_read_equals_the_plain_path_in_value_and_gradient(adapter, soft, positions):
     """The second implementation runs whole rows with autograd, soft tokens in their middle."""
-    reader = qwen2_5_vl.Qwen25VL(adapter.model, adapter.prompts, positions=positions)
+    reader = qwen_vl.QwenVL(adapter.model, adapter.prompts, positions=positions)
     batch = reader.prepare(PROMPTS)
     towards = torch.randn(4, 6, 192, generator=torch.Generator().manual_seed(2))
     results = []
@@ -75,10 +75,10 @@ def test_the_cached_read_equals_the_plain_path_in_value_and_gradient(adapter, so
 
 def test_what_all_prompts_begin_with_is_counted_up_to_the_first_picture():
     ids = torch.tensor([[5, 6, 9, 9, 7], [5, 6, 9, 9, 7]])
-    assert qwen2_5_vl.num_shared(ids, image_pad=9) == 2
-    assert qwen2_5_vl.num_shared(ids, image_pad=8) == 5
-    assert qwen2_5_vl.num_shared(ids[:1], image_pad=9) == 5
-    assert qwen2_5_vl.num_shared(torch.tensor([[1, 2], [3, 2]]), image_pad=9) == 0
+    assert qwen_vl.num_shared(ids, image_pad=9) == 2
+    assert qwen_vl.num_shared(ids, image_pad=8) == 5
+    assert qwen_vl.num_shared(ids[:1], image_pad=9) == 5
+    assert qwen_vl.num_shared(torch.tensor([[1, 2], [3, 2]]), image_pad=9) == 0
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1] * 3, PROMPTS[2:3], PROMPTS[2:]])
@@ -179,7 +179,7 @@ def test_an_overlong_prompt_is_refused_with_the_tail_to_drop(adapter):
 
 
 def test_cutting_drops_ids_from_the_right_as_released(adapter):
-    cutting = qwen2_5_vl_prompts.Qwen25VLPrompts(
+    cutting = qwen_vl_prompts.QwenVLPrompts(
         adapter.prompts.tokenizer, adapter.prompts.ids, adapter.prompts.picture, 30, "cut"
     )
     whole = adapter.prepare([PROMPTS[1]])["input_ids"][0].tolist()
@@ -208,7 +208,7 @@ def test_no_prompt_answers_and_misshapen_soft_tokens_are_refused(adapter):
     with pytest.raises(ValueError, match=r"must be \(1, S, 192\), got \(2, 6, 192\)"):
         adapter.read(adapter.prepare(PROMPTS[:1]), torch.zeros(2, 6, 192))
     with pytest.raises(ValueError, match="positions"):
-        qwen2_5_vl.Qwen25VL(adapter.model, adapter.prompts, positions="other")
+        qwen_vl.QwenVL(adapter.model, adapter.prompts, positions="other")
 
 
 def test_img_looks_like_the_mean_of_the_words_before_it(adapter):

@@ -1,4 +1,4 @@
-"""From prompts to batches of token ids and pixels, as Qwen2.5-VL reads them. No model involved."""
+"""From prompts to batches of ids and pixels, as Qwen-VL models read them. No model involved."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 Overlong = Literal["refuse", "cut"]
 
-# OpenAI CLIP's statistics, which Qwen's image processor uses.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+Channels = tuple[float, float, float]
+
+# OpenAI CLIP's statistics, which Qwen2.5-VL's image processor uses.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # The three turns, each tokenised by itself: facts of the released GAP3D, section 2. The empty
 # assistant turn is closed before [IMG].
@@ -69,12 +71,12 @@ class TokenIds:
         """The ids in `tokenizer`; where it has no [IMG], that is the first id after its last.
 
         Raises:
-            WeightsError: it lacks a special token of Qwen2.5-VL.
+            WeightsError: it lacks a special token of Qwen-VL.
         """
         found = {token: tokenizer.token_to_id(token) for token in (*_PLACED, START)}
         missing = [token for token in _PLACED if found[token] is None]
         if missing:
-            raise WeightsError(f"the tokenizer lacks {', '.join(missing)}; is it Qwen2.5-VL's?")
+            raise WeightsError(f"the tokenizer lacks {', '.join(missing)}; is it a Qwen-VL's?")
         if found[START] is None:
             found[START] = tokenizer.get_vocab_size(with_added_tokens=True)
         placed = {token: index for token, index in found.items() if index is not None}
@@ -95,6 +97,8 @@ class PictureSize:
     patch: int = 14
     merge: int = 2
     frames: int = 2
+    mean: Channels = CLIP_MEAN
+    std: Channels = CLIP_STD
 
     @property
     def num_tokens(self) -> int:
@@ -103,7 +107,7 @@ class PictureSize:
 
 
 @dataclass
-class Qwen25VLPrompts:
+class QwenVLPrompts:
     """Batches from prompts. Pure and picklable: workers need this, not the model.
 
     `max_prompt_tokens` bounds the tokens of a prompt with its template, without its pictures'.
@@ -232,7 +236,7 @@ class Qwen25VLPrompts:
     def _patches(self, image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Patches (rows, channels x frames x patch x patch), the merged ones adjacent."""
         size = self.picture
-        pixels = normalised(centre_square(image, size.side), MEAN, STD)
+        pixels = normalised(centre_square(image, size.side), size.mean, size.std)
         cells = size.side // size.patch // size.merge
         split = pixels.reshape(3, cells, size.merge, size.patch, cells, size.merge, size.patch)
         split = split.transpose(1, 4, 2, 5, 0, 3, 6)  # rows, columns, merge, merge, C, patch, patch
