@@ -116,6 +116,21 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
     return Choice(vlm, encoder, objective, generator, way)
 
 
+def produced(recipe: str | Recipe, registry: Registry | None = None) -> str:
+    """What the recipe's generator makes, such as "mesh" or "picture"; no model is touched.
+
+    Raises:
+        RegistryError: the recipe's name is unknown.
+        BuildError: it has no generator, or its parts do not fit.
+    """
+    registry = registry or installed()
+    named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
+    generator = fit(named, registry).generator
+    if generator is None:
+        raise BuildError(f"recipe {named.name!r} has no generator: it makes tokens and no asset")
+    return generator.produces
+
+
 def _assemble(
     recipe: Recipe,
     chosen: Choice,
