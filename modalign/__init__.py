@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modalign.assembly import build
-    from modalign.assets import Mesh
+    from modalign.assets import Mesh, Picture
     from modalign.errors import (
         BuildError,
         GenerationError,
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "assembly": ("build",),
-    "assets": ("Mesh",),
+    "assets": ("Mesh", "Picture"),
     "errors": (
         "BuildError",
         "GenerationError",
@@ -104,6 +104,7 @@ __all__ = [
     "ModalignError",
     "ObjectiveSpec",
     "OutputError",
+    "Picture",
     "Pipeline",
     "Progress",
     "Prompt",

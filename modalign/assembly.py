@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -13,7 +13,16 @@ from modalign.errors import BuildError, RegistryError, WeightsError
 from modalign.recipe import ReadingConfig, Recipe
 from modalign.registry import Registry, installed, missing_modules
 from modalign.spaces import Route, refusal, route
-from modalign.specs import EncoderSpec, GeneratorSpec, ObjectiveSpec, ReadsLayers, VLMSpec
+from modalign.specs import (
+    Asset,
+    EncoderSpec,
+    GeneratorSpec,
+    ObjectiveSpec,
+    PluginSpec,
+    ReadsLayers,
+    VLMSpec,
+)
+from modalign.tokens import TokenStream, TokenStreamSpec
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +58,7 @@ def build(
     registry = registry or installed()
     named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
     chosen = fit(named, registry)
-    return _assemble(named, chosen, weights, device, dtype)
+    return _assemble(named, chosen, registry, weights, device, dtype)
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,7 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
         except RegistryError as error:
             misfits.append(str(error))
     for entry in found.values():
-        missing = missing_modules(entry.requires)
-        if missing:
-            misfits.append(
-                f"{entry.name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"
-            )
+        misfits += _lacking(entry)
     vlm, encoder = found.get("vlms"), found.get("encoders")
     objective, generator = found.get("objectives"), found.get("generators")
     way: Route | None = None
@@ -113,9 +118,33 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
     return Choice(vlm, encoder, objective, generator, way)
 
 
+def _lacking(entry: PluginSpec) -> list[str]:
+    """What to install for `entry`, in one sentence; empty if nothing is missing."""
+    missing = missing_modules(entry.requires)
+    if not missing:
+        return []
+    return [f"{entry.name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"]
+
+
+def produced(recipe: str | Recipe, registry: Registry | None = None) -> str:
+    """What the recipe's generator makes, such as "mesh" or "picture"; no model is touched.
+
+    Raises:
+        RegistryError: the recipe's name is unknown.
+        BuildError: it has no generator, or its parts do not fit.
+    """
+    registry = registry or installed()
+    named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
+    generator = fit(named, registry).generator
+    if generator is None:
+        raise BuildError(f"recipe {named.name!r} has no generator: it makes tokens and no asset")
+    return generator.produces
+
+
 def _assemble(
     recipe: Recipe,
     chosen: Choice,
+    registry: Registry,
     weights: str | Path,
     device: str | torch.device,
     dtype: torch.dtype | None,
@@ -143,6 +172,7 @@ def _assemble(
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
         generator=built[1],
         connect=dict if chosen.route is None else chosen.route.build(**options),
+        build_decoder=partial(_decoder, recipe, stream, registry, options),
     )
     target = torch.device(device)
     with torch.device("meta") if checkpoint is not None else target:
@@ -195,6 +225,32 @@ def _condition_dim(recipe: Recipe, spec: VLMSpec, vlm: Any) -> int:
         raise BuildError("; ".join(misfits))
     width: int = vlm.hidden_dim
     return width
+
+
+def _decoder(
+    recipe: Recipe, stream: TokenStreamSpec, registry: Registry, options: dict[str, Any]
+) -> Callable[[TokenStream], list[Asset]]:
+    """What shows streams as pictures: the installed decoder to which the shortest way leads."""
+    catalogue = registry.catalogue
+    decoders = [s for s in catalogue.generators.values() if s.decodes and s.produces == "picture"]
+    ways = [(route(stream, s.accepts, catalogue.space_maps.values()), s) for s in decoders]
+    found = [(way, spec) for way, spec in ways if way is not None]
+    if not found:
+        known = ", ".join(f"{spec.name!r} reads {spec.accepts.space!r}" for spec in decoders)
+        raise BuildError(
+            f"recipe {recipe.name!r} makes tokens of {stream.space!r}, which no installed decoder "
+            f"shows as pictures ({known or 'none is installed'})"
+        )
+    way, spec = min(found, key=lambda pair: (len(pair[0].maps), pair[1].name))
+    if lacking := _lacking(spec):
+        raise BuildError(*lacking)
+    decoder = spec.build(**options)
+    carry = way.build(**options)
+
+    def show(stream: TokenStream) -> list[Asset]:
+        return decoder.generate(carry(stream), seed=0)  # it draws nothing
+
+    return show
 
 
 def _build_all(

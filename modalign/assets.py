@@ -1,6 +1,6 @@
-"""What generators make: meshes that save themselves and can be looked at.
+"""What generators make: meshes and pictures that save themselves and can be looked at.
 
-World frame of every asset: right-handed, z up, the object inside -0.5..0.5.
+World frame of every mesh: right-handed, z up, the object inside -0.5..0.5.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     Floats = NDArray[np.float32]
 
-FORMATS = (".glb", ".ply", ".obj")
+# By what a generator says it produces.
+FORMATS = {
+    "mesh": (".glb", ".ply", ".obj"),
+    "picture": (".png", ".jpg", ".jpeg", ".webp"),
+}
+JPEG_QUALITY = 95  # Pillow's 75 shows blocks in smooth areas
 # glTF prescribes y up and OBJ readers assume it; PLY files carry world coordinates as they are.
 Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=np.float32)  # (x, y, z) -> (x, z, -y)
 Y_UP_FORMATS = (".glb", ".obj")
@@ -112,15 +118,10 @@ class Mesh:
             OSError: the file cannot be written.
         """
         path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix not in FORMATS:
-            raise ValueError(
-                f"cannot save {path.name!r}: unknown extension {path.suffix!r}; "
-                f"known: {', '.join(FORMATS)}"
-            )
+        _check_suffix(path, "mesh")
         if len(self.faces) == 0:
             raise ValueError(f"cannot save {path.name!r}: the mesh has no faces")
-        write_whole(path, self._encode(suffix))
+        write_whole(path, self._encode(path.suffix.lower()))
 
     def _encode(self, suffix: str) -> bytes:
         import trimesh
@@ -186,6 +187,82 @@ class Mesh:
         buffer = io.BytesIO()
         Image.fromarray(strip).save(buffer, format="PNG")
         write_whole(Path(path), buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An RGB picture.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 as displayed (sRGB), rows from the top.
+
+    Raises:
+        ValueError: the array has another shape or type.
+    """
+
+    pixels: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        pixels = np.ascontiguousarray(self.pixels)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise ValueError(
+                f"pixels must be (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}"
+            )
+        object.__setattr__(self, "pixels", pixels)
+
+    @classmethod
+    def from_unit(cls, values: Floats) -> Picture:
+        """The picture of values (H, W, 3) in 0..1; what lies outside is clipped.
+
+        Raises:
+            ValueError: the shape is another, or a value is not finite.
+        """
+        if not np.isfinite(values).all():
+            raise ValueError("pixels hold numbers that are not finite")
+        return cls(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
+
+    @property
+    def image(self) -> Image:
+        """The same as a Pillow image."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write PNG, JPEG or WebP, whole or not at all; PNG and WebP lose nothing.
+
+        Raises:
+            ValueError: the extension is unknown.
+            OSError: the file cannot be written.
+        """
+        path = Path(path)
+        _check_suffix(path, "picture")
+        options: dict[str, tuple[str, dict[str, Any]]] = {
+            ".png": ("PNG", {}),
+            ".webp": ("WEBP", {"lossless": True}),
+        }
+        name, how = options.get(path.suffix.lower(), ("JPEG", {"quality": JPEG_QUALITY}))
+        buffer = io.BytesIO()
+        self.image.save(buffer, format=name, **how)
+        write_whole(path, buffer.getvalue())
+
+    def preview(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture as PNG, whatever the extension.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG")
+        write_whole(Path(path), buffer.getvalue())
+
+
+def _check_suffix(path: Path, produced: str) -> None:
+    if path.suffix.lower() not in FORMATS[produced]:
+        raise ValueError(
+            f"cannot save {path.name!r}: unknown extension {path.suffix!r}; "
+            f"known: {', '.join(FORMATS[produced])}"
+        )
 
 
 def write_whole(path: Path, content: bytes) -> None:

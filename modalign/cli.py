@@ -46,8 +46,13 @@ def command(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to make, in words.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write: .glb, .ply or .obj.")
-    ] = Path("output.glb"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write: .glb, .ply or .obj for meshes, .png, .jpg or .webp for pictures.",
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture the prompt refers to.")
     ] = None,
@@ -67,18 +72,17 @@ def generate(
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Make a 3-D asset from a sentence, and a picture of it beside it."""
-    from modalign.files import output_paths, read_image, save_all
+    """Make a 3-D asset, with a picture of it beside it, or a picture, from a sentence."""
+    from modalign.assembly import build, produced
+    from modalign.files import output_paths, preview_path, read_image, save_all
     from modalign.specs import Progress, Prompt
     from modalign.terminal import stages
 
     if not prompt.strip():
         raise PromptError("the prompt is empty; describe what to make")
-    targets = output_paths(output, num_samples, inputs=image or ())
+    targets = output_paths(output, num_samples, inputs=image or (), produces=produced(recipe))
     asked = Prompt(prompt, tuple(read_image(path) for path in image or ()))
     replaced = {target for target in targets if target.exists()}
-
-    from modalign.assembly import build
 
     with stages() as report:
         report(Progress("loading", 0, 1))
@@ -95,7 +99,8 @@ def generate(
     save_all(assets, targets)
     for target in targets:
         note = "  (replaced)" if target in replaced else ""
-        typer.echo(f"{target}  {target.with_suffix('.png')}{note}")
+        written = [str(path) for path in (target, preview_path(target)) if path is not None]
+        typer.echo(f"{'  '.join(written)}{note}")
 
 
 @app.command(name="list")

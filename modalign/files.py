@@ -63,21 +63,29 @@ def _on_black(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def output_paths(output: Path, num_samples: int, inputs: Iterable[Path] = ()) -> list[Path]:
+def output_paths(
+    output: Path | None, num_samples: int, inputs: Iterable[Path] = (), *, produces: str = "mesh"
+) -> list[Path]:
     """Where each asset goes: `output` itself, or numbered siblings of it for several.
 
-    Each has its preview beside it, a PNG of the same stem.
+    `produces` is what the generator makes; None as `output` stands for "output" with the first
+    extension of that. A mesh has its preview beside it, see `preview_path`.
 
     Raises:
-        OutputError: the extension is unknown, the folder cannot be written, or a preview would
-            take the place of one of `inputs` or of a picture that is no preview.
+        OutputError: the extension is not one of what is made, the folder cannot be written, or an
+            asset or preview would take the place of one of `inputs`, or a preview that of a
+            picture that is no preview.
     """
     from modalign.assets import FORMATS
 
-    if output.suffix.lower() not in FORMATS:
+    known = FORMATS.get(produces)  # None for what a plugin of others makes: it judges names itself
+    if output is None and known is None:
+        raise OutputError(f"say where to write the {produces}: --output NAME")
+    output = output or Path("output").with_suffix((known or ("",))[0])
+    if known is not None and output.suffix.lower() not in known:
         raise OutputError(
-            f"cannot write {output.name!r}: unknown extension {output.suffix!r}; "
-            f"use one of {', '.join(FORMATS)}"
+            f"cannot write {output.name!r}: unknown extension {output.suffix!r} for what this "
+            f"recipe makes, a {produces}; use one of {', '.join(known)}"
         )
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a folder")
@@ -97,13 +105,27 @@ def output_paths(output: Path, num_samples: int, inputs: Iterable[Path] = ()) ->
         targets = [output.with_stem(f"{output.stem}-{k}") for k in range(num_samples)]
     taken = {path.resolve() for path in inputs}
     for target in targets:
-        preview = target.with_suffix(".png")
+        if target.resolve() in taken:
+            raise OutputError(
+                f"cannot write {target}: the prompt refers to the picture of that name; choose "
+                "another output name"
+            )
+        preview = preview_path(target)
+        if preview is None:
+            continue
         if preview.resolve() in taken or (preview.exists() and not target.exists()):
             raise OutputError(
                 f"cannot write the preview {preview}: it exists and is not a preview of "
                 f"{target.name}; choose another output name"
             )
     return targets
+
+
+def preview_path(target: Path) -> Path | None:
+    """The PNG of the same stem beside an asset; None where the asset is itself a picture."""
+    from modalign.assets import FORMATS
+
+    return None if target.suffix.lower() in FORMATS["picture"] else target.with_suffix(".png")
 
 
 def save_all(assets: Sequence[Asset], targets: Sequence[Path]) -> None:
@@ -117,10 +139,12 @@ def save_all(assets: Sequence[Asset], targets: Sequence[Path]) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".modalign-") as aside:
             for asset, target in zip(assets, targets, strict=True):
                 asset.save(Path(aside) / target.name)
-                asset.preview(Path(aside) / target.with_suffix(".png").name)
+                if (preview := preview_path(target)) is not None:
+                    asset.preview(Path(aside) / preview.name)
             for target in targets:
-                for path in (target, target.with_suffix(".png")):
-                    (Path(aside) / path.name).replace(path)
+                for path in (target, preview_path(target)):
+                    if path is not None:
+                        (Path(aside) / path.name).replace(path)
     except OSError as error:
         raise OutputError(
             f"cannot write {targets[0].name} into {str(folder)!r}: {error.strerror or error}"

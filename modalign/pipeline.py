@@ -39,7 +39,8 @@ Prompts = str | Prompt | Sequence[str | Prompt]
 class Parts:
     """The frozen parts around a head; `connect` carries the head's space to the generator's.
 
-    The encoder is built on first use: generating needs none.
+    The encoder is built on first use: generating needs none. So is the decoder, which shows
+    streams of the head's space as pictures.
     """
 
     vlm: VLMAdapter
@@ -47,11 +48,21 @@ class Parts:
     objective: Objective
     generator: Generator | None
     connect: Callable[[TokenStream], TokenStream]
+    build_decoder: Callable[[], Callable[[TokenStream], list[Asset]]]
 
     @cached_property
     def encoder(self) -> TargetEncoder:
         """The target encoder."""
         return self.build_encoder()
+
+    @cached_property
+    def decoder(self) -> Callable[[TokenStream], list[Asset]]:
+        """One picture per element of a stream in the head's space.
+
+        Raises:
+            BuildError: nothing that is installed decodes this space.
+        """
+        return self.build_decoder()
 
 
 class Pipeline(nn.Module):
@@ -201,6 +212,21 @@ class Pipeline(nn.Module):
         return self.parts.generator.generate(
             self.parts.connect(stream), seed=seed, progress=progress, **options
         )
+
+    @torch.no_grad()
+    def preview(self, stream: TokenStream) -> list[Asset]:
+        """One picture per element of a stream in the head's space: what its tokens look like.
+
+        Any stream of the space will do: sampled by `align`, or encoded from a real picture, which
+        shows how much of a preview is the decoder's own doing.
+
+        Raises:
+            ValueError: the stream has another layout.
+            BuildError: nothing that is installed decodes this space, or a library is missing.
+            WeightsError: the decoder's weights are not here.
+        """
+        self.stream.check(stream)
+        return self.parts.decoder(stream)
 
     def _read(self, prompts: Mapping[str, Tensor]) -> VLMOutput:
         """The states that the recipe's `reading` asks for, pooled over layers to (B, S, C)."""

@@ -142,7 +142,7 @@ class Generator(Protocol):
         progress: ProgressCallback | None = None,
         **options: Any,
     ) -> list[Asset]:
-        """One asset per batch element; element k draws its noise from `seed + k`."""
+        """One asset per batch element; element k draws its noise, if any, from `seed + k`."""
         ...
 
 
@@ -224,13 +224,16 @@ class VLMSpec(PluginSpec):
 class GeneratorSpec(PluginSpec):
     """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`.
 
-    In words: `null_condition` is what its guidance contrasts the stream with, `image_domain` the
-    pictures it was trained on.
+    `produces` is "mesh" or "picture". `decodes` says that it draws no noise: what it makes follows
+    from the tokens, a seed changes nothing, and `Pipeline.preview` may show tokens by it. In words:
+    `null_condition` is what its guidance contrasts the stream with, `image_domain` the pictures it
+    was trained on.
     """
 
     build: Callable[..., Generator]
     accepts: TokenStreamSpec
     produces: str = "mesh"
+    decodes: bool = False
     null_condition: str = ""
     image_domain: str = ""
 

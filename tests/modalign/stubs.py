@@ -16,6 +16,7 @@ from modalign import (
     EncoderSpec,
     GeneratorSpec,
     Mesh,
+    Picture,
     Progress,
     PromptError,
     Recipe,
@@ -116,6 +117,20 @@ class Generator:
             if progress is not None:
                 progress(Progress("stub", k + 1, len(stream["cls"])))
         return made
+
+
+class Painter:
+    """Makes pictures of the stream: one pixel per patch."""
+
+    accepts = STREAM
+
+    def generate(
+        self, stream: dict[str, Tensor], *, seed: int, progress: Any = None
+    ) -> list[Picture]:
+        return [
+            Picture.from_unit(tokens[:, :3].sigmoid().reshape(2, 3, 3).numpy())
+            for tokens in stream["patches"]
+        ]
 
 
 def giving(part: Any) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from modalign import (
     BuildError,
+    GeneratorSpec,
     RegistryError,
     SpaceMap,
     TokenStreamSpec,
@@ -93,6 +95,91 @@ def test_a_registered_map_joins_two_spaces() -> None:
     stream = pipeline.align("a mug")
     assert all(seen[0][name].equal(2 * stream[name]) for name in stream)
     assert asked == [{"weights": "random", "device": "cpu", "dtype": torch.float32}]
+
+
+class Decoders:
+    """Decoders of three spaces: the head's, one that a map leads to, and one out of reach."""
+
+    built: list[str]
+
+    def __init__(self, *names: str, requires: tuple[str, ...] = ()) -> None:
+        self.names, self.built, self.requires = names, [], requires
+
+    @stubs.hookimpl
+    def modalign_generators(self):
+        patches = (stubs.STREAM.group("patches"),)
+        spaces = {"near": stubs.STREAM.space, "far": OTHER.space, "foreign": "foreign/affine@28"}
+        return [
+            GeneratorSpec(
+                name=name,
+                build=partial(self.build, name),
+                accepts=TokenStreamSpec(space=spaces[name], groups=patches),
+                produces="picture",
+                decodes=True,
+                requires=self.requires,
+            )
+            for name in self.names
+        ]
+
+    @stubs.hookimpl
+    def modalign_space_maps(self):
+        def negated(stream):
+            return {name: -tokens for name, tokens in stream.items()}
+
+        ends = {"source_stream": stubs.STREAM, "target_stream": OTHER}
+        return [SpaceMap(name="negated", build=stubs.giving((negated, negated)), **ends)]
+
+    def build(self, name, **options):
+        self.built.append(name)
+        assert options == {"weights": "random", "device": "cpu", "dtype": torch.float32}
+        return stubs.Painter()
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "sign"),
+    [(["far", "foreign", "near"], "near", 1), (["foreign", "far"], "far", -1)],
+)
+def test_streams_are_shown_by_the_nearest_decoder_which_is_built_on_first_use(
+    names: list[str], chosen: str, sign: int
+) -> None:
+    """Groups that the decoder does not read are dropped, and maps are gone through."""
+    decoders = Decoders(*names)
+    pipeline = build("stub", weights="random", registry=stubs.registry(more=[decoders]))
+    stream = pipeline.align(["a mug", "a chair"])
+    assert decoders.built == []
+    pictures = pipeline.preview(stream)
+    expected = stubs.Painter().generate({"patches": sign * stream["patches"]}, seed=0)
+    assert [p.pixels.tolist() for p in pictures] == [p.pixels.tolist() for p in expected]
+    pipeline.preview(stream)
+    assert decoders.built == [chosen]
+
+
+def test_a_space_that_nothing_decodes_says_which_would() -> None:
+    """A generator of meshes that draws no noise is no decoder to look with."""
+    known = stubs.registry(more=[Decoders("foreign")], generator={"decodes": True})
+    pipeline = build("stub", weights="random", registry=known)
+    with pytest.raises(
+        BuildError,
+        match=r"tokens of 'stub/layernorm@28', .*\('foreign' reads 'foreign/affine@28'\)",
+    ):
+        pipeline.preview(pipeline.align("a mug"))
+    bare = build("stub", weights="random", registry=stubs.registry())
+    with pytest.raises(BuildError, match="none is installed"):
+        bare.preview(bare.align("a mug"))
+
+
+def test_a_decoder_s_missing_library_is_named() -> None:
+    known = stubs.registry(more=[Decoders("near", requires=("no_such_library",))])
+    pipeline = build("stub", weights="random", registry=known)
+    with pytest.raises(BuildError, match="'near' needs no_such_library: pip install"):
+        pipeline.preview(pipeline.align("a mug"))
+
+
+def test_only_streams_of_the_head_s_layout_are_shown() -> None:
+    known = stubs.registry(more=[Decoders("near")])
+    pipeline = build("stub", weights="random", registry=known)
+    with pytest.raises(ValueError, match="'stub/layernorm@28' has groups"):
+        pipeline.preview({"patches": torch.zeros(1, 6, 4)})
 
 
 def test_an_unknown_recipe_offers_the_closest() -> None:

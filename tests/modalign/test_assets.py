@@ -1,4 +1,4 @@
-"""Meshes: what files hold, how pictures look, and what is refused."""
+"""Meshes and pictures: what files hold, how they look, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from modalign import Mesh, assets
+from modalign import Mesh, Picture, assets
 from modalign.specs import Asset
 
 
@@ -97,7 +97,7 @@ def test_glb_carries_normals_so_that_viewers_shade_smoothly(mesh, tmp_path):
     np.testing.assert_allclose(stored, np.stack([x, z, -y], axis=1), atol=1e-6)
 
 
-@pytest.mark.parametrize("extension", assets.FORMATS)
+@pytest.mark.parametrize("extension", assets.FORMATS["mesh"])
 def test_equal_meshes_give_equal_files(tmp_path, extension):
     for name in ("one", "two"):
         box().save(tmp_path / f"{name}{extension}")
@@ -192,3 +192,66 @@ def test_a_camera_looks_at_the_origin_from_where_it_stands():
     np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-12)
     assert np.linalg.det(matrix[:3, :3]) == pytest.approx(1)
     assert (matrix @ [0, 0, 0.1, 1])[1] < 0  # what is up in the world is up in the picture
+
+
+def stripes(height=6, width=4):
+    """Every pixel another colour, so that a turned or mirrored picture is another one."""
+    return Picture(np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3) * 3)
+
+
+def test_a_picture_is_an_asset_and_a_pillow_image():
+    picture = stripes()
+    assert isinstance(picture, Asset)
+    assert picture.image.size == (4, 6)
+    assert np.array_equal(np.asarray(picture.image), picture.pixels)
+
+
+@pytest.mark.parametrize("extension", [".png", ".webp", ".PNG"])
+def test_png_and_webp_keep_every_pixel(tmp_path, extension):
+    stripes().save(tmp_path / f"x{extension}")
+    with Image.open(tmp_path / f"x{extension}") as image:
+        assert np.array_equal(np.asarray(image), stripes().pixels)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".jpeg"])
+def test_jpeg_is_near(tmp_path, extension):
+    smooth = Picture(np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) * 3)
+    smooth.save(tmp_path / f"x{extension}")
+    with Image.open(tmp_path / f"x{extension}") as image:
+        assert image.format == "JPEG"
+        assert np.abs(np.asarray(image).astype(int) - smooth.pixels).max() <= 4
+
+
+def test_a_picture_s_preview_is_a_png_of_it(tmp_path):
+    stripes().preview(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(np.asarray(image), stripes().pixels)
+
+
+def test_a_picture_refuses_extensions_of_meshes_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown extension '.glb'; known: .png, .jpg, .jpeg"):
+        stripes().save(tmp_path / "x.glb")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3)),
+    ],
+)
+def test_arrays_that_make_no_picture_are_refused(pixels):
+    with pytest.raises(ValueError, match="pixels must be"):
+        Picture(pixels)
+
+
+def test_values_become_pixels_by_rounding_and_clipping():
+    values = np.array([-1, 0, 0.5 / 255, 0.499, 1, 7], dtype=np.float32)
+    picture = Picture.from_unit(np.repeat(values[:, None, None], 3, axis=2))
+    assert picture.pixels[:, 0, 0].tolist() == [0, 0, 0, 127, 255, 255]
+    with pytest.raises(ValueError, match="not finite"):
+        Picture.from_unit(np.full((1, 1, 3), np.nan))

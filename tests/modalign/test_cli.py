@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from modalign import (
@@ -86,6 +87,70 @@ def test_generate_writes_an_asset_and_a_picture(command: Command, use: Any) -> N
     assert len(list(Path.cwd().iterdir())) == 2
 
 
+PAINTER = {"build": stubs.giving(stubs.Painter()), "produces": "picture"}
+
+
+@pytest.mark.parametrize("name", ["mug.png", "mug.jpg", "mug.jpeg", "mug.webp"])
+def test_a_recipe_that_makes_pictures_writes_them_without_a_preview(
+    command: Command, use: Any, name: str
+) -> None:
+    options = use(stubs.registry(generator=PAINTER))
+    code, out, err = command("generate", "a mug", "-o", name, *options)
+    assert (code, out, err) == (0, f"{name}\n", "")
+    assert [path.name for path in Path.cwd().iterdir()] == [name]
+    with Image.open(name) as image:
+        assert image.size == (3, 2)
+
+
+def test_the_default_name_is_of_what_the_recipe_makes(command: Command, use: Any) -> None:
+    options = use(stubs.registry(generator=PAINTER))
+    assert command("generate", "a mug", *options)[1] == "output.png\n"
+    Path("output.png").unlink()  # it would be kept as a photograph, see below
+    options = use(stubs.registry())
+    assert command("generate", "a mug", *options)[1] == "output.glb  output.png\n"
+
+
+@pytest.mark.parametrize(
+    ("generator", "name", "parts"),
+    [
+        ({"produces": "picture"}, "mug.glb", ["a picture; use one of .png, .jpg, .jpeg, .webp"]),
+        ({}, "mug.png", ["a mesh; use one of .glb, .ply, .obj"]),
+        ({"produces": "splats"}, None, ["say where to write the splats: --output"]),
+    ],
+)
+def test_an_extension_of_something_else_is_refused_before_anything_is_built(
+    command: Command, use: Any, generator: dict[str, Any], name: str | None, parts: list[str]
+) -> None:
+    options = use(stubs.registry())
+    known = stubs.registry(
+        vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modalign.assembly.installed", lambda: known)
+        output = () if name is None else ("-o", name)
+        refused(command("generate", "a mug", *output, *options), *parts)
+
+
+def test_a_picture_never_takes_the_place_of_one_the_prompt_refers_to(
+    command: Command, use: Any, tmp_path: Path
+) -> None:
+    options = use(stubs.registry(generator=PAINTER))
+    photograph = tmp_path / "mug.png"
+    Image.new("RGB", (16, 16)).save(photograph)
+    before = photograph.read_bytes()
+    asked = ("a mug", "--image", str(photograph), "-o", str(photograph))
+    refused(command("generate", *asked, *options), "the prompt refers to the picture")
+    assert photograph.read_bytes() == before
+
+
+def test_a_recipe_without_a_generator_is_refused(command: Command, use: Any) -> None:
+    options = use(stubs.registry())
+    known = stubs.registry(stubs.RECIPE.derive(generator=None), vlm={"build": stubs.refusing})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modalign.assembly.installed", lambda: known)
+        refused(command("generate", "a mug", *options), "recipe 'stub' has no generator")
+
+
 def test_the_same_seed_writes_the_same_bytes_and_says_what_it_replaced(
     command: Command, use: Any
 ) -> None:
@@ -121,7 +186,7 @@ def test_a_recipe_whose_parts_are_in_other_spaces_is_refused(command: Command, u
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modalign.assembly.installed", lambda: use_registry)
         outcome = command("generate", "a mug", *options)
-    refused(outcome, "stub/layernorm@28", "other/layernorm@28", "no lossless map")
+    refused(outcome, "stub/layernorm@28", "other/layernorm@28", "different networks")
 
 
 @pytest.mark.parametrize("prompt", ["", "   \n"])

@@ -240,8 +240,8 @@ def vlm_spec(build):
     return VLMSpec(name="toy", build=build, hidden_dim=8, max_positions=99)
 
 
-def generator_spec(build):
-    return GeneratorSpec(name="toy", build=build, accepts=STREAM)
+def generator_spec(build, **fields):
+    return GeneratorSpec(name="toy", build=build, accepts=STREAM, **fields)
 
 
 def test_a_well_behaved_encoder_passes():
@@ -309,6 +309,12 @@ def test_a_well_behaved_generator_passes():
 def test_a_broken_generator_is_told_which_clause_it_breaks(broken, clause):
     with pytest.raises(ContractError, match=clause):
         check_generator(generator_spec(broken))
+
+
+def test_a_decoder_must_ignore_the_seed():
+    check_generator(generator_spec(GeneratorWithoutSeed, decodes=True))
+    with pytest.raises(ContractError, match="another seed gives another asset"):
+        check_generator(generator_spec(Generator, decodes=True))
 
 
 def test_a_generator_may_refuse_random_weights_only():
