@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -27,15 +28,22 @@ from modalign.tokens import TokenStream, TokenStreamSpec
 if TYPE_CHECKING:
     import torch
 
-    from modalign.pipeline import Pipeline
+    from modalign.checkpoint import Checkpoint
+    from modalign.pipeline import Parts, Pipeline
+
+    Device = str | torch.device
+
+PLACES = ("vlm", "encoder", "head", "generator")
+HEAD = "head."
 
 
 def build(
     recipe: str | Recipe,
     *,
     weights: str | Path = "pretrained",
-    device: str | torch.device = "cpu",
+    device: Device | Mapping[str, Device] = "cpu",
     dtype: torch.dtype | None = None,
+    stagewise: bool = False,
     registry: Registry | None = None,
 ) -> Pipeline:
     """The pipeline of a recipe, given by name or value.
@@ -46,8 +54,11 @@ def build(
             initialises every part, offline, also on `device="meta"`; "untrained" initialises the
             head and takes everything else as "pretrained", to train on; a path takes the trained
             tensors from that checkpoint and everything else as "pretrained".
-        device: where the VLM, the head and the generator live.
+        device: where all parts live, or a dict of "vlm", "encoder", "head" and "generator"; those
+            that it leaves out live on the CPU.
         dtype: of their parameters; float32 if None.
+        stagewise: load the VLM, the head and the generator one after the other, each time they are
+            used, and free them again: memory is that of the largest.
         registry: where names are looked up; what is installed if None.
 
     Raises:
@@ -58,7 +69,7 @@ def build(
     registry = registry or installed()
     named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
     chosen = fit(named, registry)
-    return _assemble(named, chosen, registry, weights, device, dtype)
+    return _assemble(named, chosen, registry, weights, device, dtype, stagewise)
 
 
 @dataclass(frozen=True)
@@ -146,8 +157,9 @@ def _assemble(
     chosen: Choice,
     registry: Registry,
     weights: str | Path,
-    device: str | torch.device,
+    device: Device | Mapping[str, Device],
     dtype: torch.dtype | None,
+    stagewise: bool,
 ) -> Pipeline:
     import torch
 
@@ -155,42 +167,99 @@ def _assemble(
     from modalign.models.dit import TokenStreamDiT
     from modalign.pipeline import Parts, Pipeline
 
-    options: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "weights": "random" if weights == "random" else "pretrained",
-        "device": device,
         "dtype": dtype or torch.float32,
     }
+    devices = _devices(device)
+    options = {kind: {**shared, "device": place} for kind, place in devices.items()}
     fresh = weights in ("random", "untrained")
+    if fresh and stagewise:
+        raise BuildError(
+            f"stagewise loads weights each time they are used; weights={weights!r} cannot be"
+        )
     checkpoint = None if fresh else _checkpoint(recipe, weights)
     stream = chosen.encoder.stream
-    vlm = replace(chosen.vlm, build=partial(chosen.vlm.build, **recipe.vlm_options))
-    built = _build_all((vlm, chosen.generator), options)
-    condition_dim = _condition_dim(recipe, chosen.vlm, built[0])
+    builders: dict[str, Callable[[], Any]] = {
+        "vlm": partial(chosen.vlm.build, **recipe.vlm_options, **options["vlm"]),
+        "encoder": partial(chosen.encoder.build, **options["encoder"]),
+        "decoder": partial(_decoder, recipe, stream, registry, options["generator"]),
+    }
+    if chosen.generator is not None:
+        assert chosen.route is not None
+        builders["generator"] = partial(chosen.generator.build, **options["generator"])
+        builders["connect"] = partial(chosen.route.build, **options["generator"])
     parts = Parts(
-        vlm=built[0],
-        build_encoder=partial(chosen.encoder.build, **options),
+        builders,
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
-        generator=built[1],
-        connect=dict if chosen.route is None else chosen.route.build(**options),
-        build_decoder=partial(_decoder, recipe, stream, registry, options),
+        devices=devices,
     )
-    target = torch.device(device)
-    with torch.device("meta") if checkpoint is not None else target:
+    if not stagewise:
+        _build_all(parts)
+    condition_dim = _condition_dim(recipe, chosen.vlm, parts.vlm)
+    empty = checkpoint is not None
+    with torch.device("meta") if empty else devices["head"], _default(shared["dtype"]):
         head = TokenStreamDiT(stream, recipe.head, condition_dim)
         # N(0, 1), as released: much larger than token embeddings (facts of GAP3D, 1.3).
         soft = torch.randn(1, recipe.num_soft_tokens, condition_dim)
-    pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
-    if checkpoint is not None:
-        trained = load_trained(
-            checkpoint,
-            recipe,
-            stream,
-            pipeline.trainable(),
-            device=target,
-            dtype=options["dtype"],
-        )
-        pipeline.load_state_dict(trained.tensors, strict=True, assign=True)
-    return pipeline.to(device=target, dtype=options["dtype"]).eval()
+    if checkpoint is None:
+        pipeline = Pipeline(recipe, stream, parts, head, torch.nn.Parameter(soft))
+        return pipeline.to(devices["head"], shared["dtype"]).eval()
+    load = partial(
+        load_trained, checkpoint, recipe, stream, device=devices["head"], dtype=shared["dtype"]
+    )
+    pipeline = Pipeline(
+        recipe,
+        stream,
+        parts,
+        head,
+        torch.nn.Parameter(soft),
+        load_head=partial(_head_tensors, load) if stagewise else None,
+    )
+    wanted = _outside_head if stagewise else None
+    trained = load(expected=pipeline.trainable(), only=wanted)
+    pipeline.load_state_dict(trained.tensors, strict=not stagewise, assign=True)
+    if stagewise:
+        parts.release("vlm")
+    return pipeline.eval()
+
+
+def _outside_head(name: str) -> bool:
+    return not name.startswith(HEAD)
+
+
+def _head_tensors(load: Callable[..., Checkpoint]) -> dict[str, torch.Tensor]:
+    found = load(only=lambda name: name.startswith(HEAD)).tensors
+    return {name.removeprefix(HEAD): tensor for name, tensor in found.items()}
+
+
+def _devices(device: Device | Mapping[str, Device]) -> dict[str, torch.device]:
+    """Where each part lives.
+
+    Raises:
+        BuildError: a part is called otherwise.
+    """
+    import torch
+
+    if not isinstance(device, Mapping):
+        return dict.fromkeys(PLACES, torch.device(device))
+    unknown = sorted(set(device) - set(PLACES))
+    if unknown:
+        raise BuildError(f"device= names {', '.join(unknown)}; parts are {', '.join(PLACES)}")
+    return {kind: torch.device(device.get(kind, "cpu")) for kind in PLACES}
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have `dtype`: random weights then never exist twice."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def too_many_soft_tokens(recipe: Recipe, max_positions: int) -> list[str]:
@@ -253,24 +322,20 @@ def _decoder(
     return show
 
 
-def _build_all(
-    specs: Iterable[VLMSpec | GeneratorSpec | None], options: dict[str, Any]
-) -> list[Any]:
-    """One object per spec; None stays None.
+def _build_all(parts: Parts) -> None:
+    """Build what generating needs, now.
 
     Raises:
         WeightsError: lists what every part misses, not only the first.
     """
-    built: list[Any] = []
     missing: list[str] = []
-    for spec in specs:
+    for kind in ("vlm", "generator"):
         try:
-            built.append(None if spec is None else spec.build(**options))
+            getattr(parts, kind)
         except WeightsError as error:
             missing.append(str(error))
     if missing:
         raise WeightsError("; ".join(missing))
-    return built
 
 
 def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +91,12 @@ def load_checkpoint(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    only: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """The checkpoint at `path`, verified; floating tensors in `dtype`, or as stored if None.
 
     Tensors go to `device` one by one, so memory holds them once and one more, whatever is stored.
+    `only` says by name which are kept; all are verified.
 
     Raises:
         WeightsError: it is missing, truncated, corrupted, or not a checkpoint of modalign.
@@ -109,6 +111,8 @@ def load_checkpoint(
             tensor = file.get_tensor(name)
             if checksums.get(name) != _checksum(tensor):
                 damaged.append(name)
+            if only is not None and not only(name):
+                continue
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             place = frozen if name.startswith(FROZEN) else tensors
             place[name] = tensor.to(device, wanted, copy=True)
@@ -126,6 +130,7 @@ def load_trained(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    only: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """The checkpoint at `path`, if it was trained for this recipe's network.
 
@@ -148,9 +153,10 @@ def load_trained(
             raise WeightsError(
                 f"{path} was trained for {what} {own!r}, but recipe {recipe.name!r} has {asked!r}"
             )
-    checkpoint = load_checkpoint(path, device=device, dtype=dtype)
+    checkpoint = load_checkpoint(path, device=device, dtype=dtype, only=only)
     if expected is not None:
-        match_tensors(checkpoint.tensors, expected, str(path))
+        asked_for = {name: t for name, t in expected.items() if only is None or only(name)}
+        match_tensors(checkpoint.tensors, asked_for, str(path))
     return checkpoint
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,34 +36,79 @@ Batch = Mapping[str, Any]
 Prompts = str | Prompt | Sequence[str | Prompt]
 
 
-@dataclass(frozen=True)
 class Parts:
-    """The frozen parts around a head; `connect` carries the head's space to the generator's.
+    """The frozen parts around a head, each built when it is first used.
 
-    The encoder is built on first use: generating needs none. So is the decoder, which shows
-    streams of the head's space as pictures.
+    `connect` carries the head's space to the generator's. `devices` says where "vlm", "encoder",
+    "head" and "generator" live. `about` is what a saved pipeline says of its parts.
     """
 
-    vlm: VLMAdapter
-    build_encoder: Callable[[], TargetEncoder]
-    objective: Objective
-    generator: Generator | None
-    connect: Callable[[TokenStream], TokenStream]
-    build_decoder: Callable[[], Callable[[TokenStream], list[Asset]]]
+    def __init__(
+        self,
+        builders: Mapping[str, Callable[[], Any]],
+        *,
+        objective: Objective,
+        devices: Mapping[str, torch.device],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`builders` of "vlm", "encoder", "connect", "decoder", and of "generator" if any."""
+        self._builders = builders
+        self._built: dict[str, Any] = {}
+        self.objective = objective
+        self.devices = devices
+        self.about = about or {}
 
-    @cached_property
+    @property
+    def vlm(self) -> VLMAdapter:
+        """The vision-language model."""
+        vlm: VLMAdapter = self._get("vlm")
+        return vlm
+
+    @property
     def encoder(self) -> TargetEncoder:
-        """The target encoder."""
-        return self.build_encoder()
+        """The target encoder; generating needs none.
 
-    @cached_property
-    def decoder(self) -> Callable[[TokenStream], list[Asset]]:
+        Raises:
+            WeightsError: its weights are not those that the head was trained on.
+        """
+        encoder: TargetEncoder = self._get("encoder")
+        return encoder
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether the recipe names one; it need not be built yet."""
+        return "generator" in self._builders
+
+    @property
+    def generator(self) -> Generator | None:
+        """The generator, if the recipe names one."""
+        return self._get("generator") if self.has_generator else None
+
+    def connect(self, stream: TokenStream) -> TokenStream:
+        """A stream of the head's space in the generator's, on the generator's device."""
+        moved = {name: tokens.to(self.devices["generator"]) for name, tokens in stream.items()}
+        connected: TokenStream = self._get("connect")(moved)
+        return connected
+
+    def decode(self, stream: TokenStream) -> list[Asset]:
         """One picture per element of a stream in the head's space.
 
         Raises:
             BuildError: nothing that is installed decodes this space.
         """
-        return self.build_decoder()
+        moved = {name: tokens.to(self.devices["generator"]) for name, tokens in stream.items()}
+        pictures: list[Asset] = self._get("decoder")(moved)
+        return pictures
+
+    def release(self, *kinds: str) -> None:
+        """Forget parts, so that their memory is free; used again, they are built again."""
+        for kind in kinds:
+            self._built.pop(kind, None)
+
+    def _get(self, kind: str) -> Any:
+        if kind not in self._built:
+            self._built[kind] = self._builders[kind]()
+        return self._built[kind]
 
 
 class Pipeline(nn.Module):
@@ -75,7 +121,12 @@ class Pipeline(nn.Module):
         parts: Parts,
         head: nn.Module,
         soft_tokens: nn.Parameter,
+        *,
+        load_head: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
+        """`load_head` reads the head's tensors: it then lies on the meta device between uses, and
+        each part is freed after its stage.
+        """
         super().__init__()
         self.recipe = recipe
         self.stream = stream
@@ -83,6 +134,7 @@ class Pipeline(nn.Module):
         self.head = head
         self.soft_tokens = soft_tokens  # (1, S, C)
         self.layer_pooling = layer_pooling(recipe.reading)
+        self._load_head = load_head
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by name: the optimiser, EMA and checkpoints all use this."""
@@ -106,9 +158,10 @@ class Pipeline(nn.Module):
         and noise, while the VLM reads a prompt once.
         """
         if "target" in batch:
-            target = {name: tokens.to(self.device) for name, tokens in batch["target"].items()}
+            target = batch["target"]
         else:
             target = self.parts.encoder.encode(batch["image"])
+        target = {name: tokens.to(self.device) for name, tokens in target.items()}
         self.stream.check(target)
         output = self._read(batch["prompt"])
         prompts, targets = len(output.hidden), len(target[self.stream.names[0]])
@@ -144,6 +197,8 @@ class Pipeline(nn.Module):
         asked = as_prompts(prompts)
         output = self._read(self.parts.vlm.prepare(asked))
         require_finite("vision-language model", {"hidden": output.hidden})
+        if self._load_head is not None:
+            self.parts.release("vlm")
         return output
 
     @torch.no_grad()
@@ -167,16 +222,17 @@ class Pipeline(nn.Module):
         condition = self.condition(asked)
         report(1)
         report = _reporter(progress, "alignment", sampler.steps)
-        stream: TokenStream = sample(
-            self.head,
-            self.stream,
-            condition.hidden,
-            flow=self.recipe.flow,
-            sampler=sampler,
-            generators=[torch.Generator().manual_seed(seed + k) for k in range(len(asked))],
-            progress=report,
-            mask=condition.mask,
-        )
+        with self._head_loaded():
+            stream: TokenStream = sample(
+                self.head,
+                self.stream,
+                condition.hidden,
+                flow=self.recipe.flow,
+                sampler=sampler,
+                generators=[torch.Generator().manual_seed(seed + k) for k in range(len(asked))],
+                progress=report,
+                mask=condition.mask,
+            )
         require_finite("alignment", stream)
         return project(self.stream, stream) if sampler.project else stream
 
@@ -200,7 +256,7 @@ class Pipeline(nn.Module):
             BuildError: the recipe has no generator.
             GenerationError: a stage produced nothing usable; the message names it.
         """
-        if self.parts.generator is None:
+        if not self.parts.has_generator:
             raise BuildError(f"recipe {self.recipe.name!r} has no generator; use align()")
         stream = self.align(
             [prompt] * num_samples,
@@ -209,9 +265,12 @@ class Pipeline(nn.Module):
             guidance_scale=guidance_scale,
             progress=progress,
         )
-        return self.parts.generator.generate(
-            self.parts.connect(stream), seed=seed, progress=progress, **options
-        )
+        connected, generator = self.parts.connect(stream), self.parts.generator
+        assert generator is not None  # asked above
+        assets = generator.generate(connected, seed=seed, progress=progress, **options)
+        if self._load_head is not None:
+            self.parts.release("generator", "connect")
+        return assets
 
     @torch.no_grad()
     def preview(self, stream: TokenStream) -> list[Asset]:
@@ -226,18 +285,32 @@ class Pipeline(nn.Module):
             WeightsError: the decoder's weights are not here.
         """
         self.stream.check(stream)
-        return self.parts.decoder(stream)
+        return self.parts.decode(stream)
+
+    @contextmanager
+    def _head_loaded(self) -> Iterator[None]:
+        """The head with its weights; they go again if they were loaded for this."""
+        if self._load_head is None:
+            yield
+            return
+        self.head.load_state_dict(self._load_head(), assign=True)
+        try:
+            yield
+        finally:
+            self.head.to("meta")
 
     def _read(self, prompts: Mapping[str, Tensor]) -> VLMOutput:
         """The states that the recipe's `reading` asks for, pooled over layers to (B, S, C)."""
         reading, vlm = self.recipe.reading, self.parts.vlm
+        soft_tokens = self.soft_tokens.to(self.parts.devices["vlm"])
         if reading == ReadingConfig():
-            return vlm.read(prompts, self.soft_tokens)
+            return _on(self.device, vlm.read(prompts, soft_tokens))
         assert isinstance(vlm, ReadsLayers)  # `build` has refused others
         layers = (vlm.num_layers,) if reading.layers == "last" else reading.layers
         output = vlm.read_layers(
-            prompts, self.soft_tokens, layers=layers, prompt_states=reading.prompt_states
+            prompts, soft_tokens, layers=layers, prompt_states=reading.prompt_states
         )
+        output = _on(self.device, output)
         return replace(output, hidden=self.layer_pooling(output.hidden))
 
     def _sampler(self, steps: int | None, guidance: float | None) -> SamplerConfig:
@@ -272,6 +345,12 @@ def require_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise GenerationError(f"stage {stage!r} produced non-finite numbers in {name!r}")
+
+
+def _on(device: torch.device, output: VLMOutput) -> VLMOutput:
+    """`output` on `device`; its numbers stay in the VLM's dtype."""
+    moved = {name: tensor.to(device) for name, tensor in vars(output).items() if tensor is not None}
+    return replace(output, **moved)
 
 
 def _reporter(progress: ProgressCallback | None, stage: str, total: int) -> Callable[[int], None]:

@@ -94,7 +94,8 @@ def test_a_registered_map_joins_two_spaces() -> None:
     pipeline.generate("a mug")
     stream = pipeline.align("a mug")
     assert all(seen[0][name].equal(2 * stream[name]) for name in stream)
-    assert asked == [{"weights": "random", "device": "cpu", "dtype": torch.float32}]
+    cpu = torch.device("cpu")
+    assert asked == [{"weights": "random", "device": cpu, "dtype": torch.float32}]
 
 
 class Decoders:
@@ -131,7 +132,8 @@ class Decoders:
 
     def build(self, name, **options):
         self.built.append(name)
-        assert options == {"weights": "random", "device": "cpu", "dtype": torch.float32}
+        cpu = torch.device("cpu")
+        assert options == {"weights": "random", "device": cpu, "dtype": torch.float32}
         return stubs.Painter()
 
 
@@ -180,6 +182,75 @@ def test_only_streams_of_the_head_s_layout_are_shown() -> None:
     pipeline = build("stub", weights="random", registry=known)
     with pytest.raises(ValueError, match="'stub/layernorm@28' has groups"):
         pipeline.preview({"patches": torch.zeros(1, 6, 4)})
+
+
+def test_parts_live_where_they_are_told_to() -> None:
+    """Each builder gets its own device; the meta device stands for another machine's."""
+    asked: dict[str, torch.device] = {}
+
+    def recording(kind, made):
+        def build_part(**options):
+            asked[kind] = options["device"]
+            return made()
+
+        return build_part
+
+    known = stubs.registry(
+        vlm={"build": recording("vlm", stubs.VLM)},
+        encoder={"build": recording("encoder", stubs.Encoder)},
+        generator={"build": recording("generator", stubs.Generator)},
+    )
+    places = {"head": "meta", "generator": "cpu:0"}
+    pipeline = build("stub", weights="random", device=places, registry=known)
+    assert pipeline.parts.encoder is not None
+    assert pipeline.device.type == "meta"
+    cpu = torch.device("cpu")
+    assert asked == {"vlm": cpu, "encoder": cpu, "generator": torch.device("cpu:0")}
+    with pytest.raises(BuildError, match="device= names dit; parts are vlm, encoder, head"):
+        build("stub", weights="random", device={"dit": "cpu"}, registry=known)
+
+
+def test_stage_by_stage_gives_the_same_and_keeps_nothing(tmp_path: Path) -> None:
+    """Each part is built for its stage and gone after it; the head lies on the meta device."""
+    alive: set[str] = set()
+    most: list[set[str]] = []
+
+    class Counted:
+        def __del__(self) -> None:
+            alive.discard(type(self).__name__)
+
+    def counting(part):
+        made = type(part.__name__, (Counted, part), {})
+
+        def build_part(**options):
+            alive.add(part.__name__)
+            most.append(set(alive))
+            return made()
+
+        return build_part
+
+    path = stubs.checkpoint(tmp_path / "stub.safetensors")
+    known = stubs.registry(
+        vlm={"build": counting(stubs.VLM)}, generator={"build": counting(stubs.Generator)}
+    )
+    kept = build("stub", weights=path, registry=stubs.registry())
+    staged = build("stub", weights=path, stagewise=True, registry=known)
+    assert not alive
+    assert all(parameter.is_meta for parameter in staged.head.parameters())
+    for _ in range(2):
+        own, theirs = (p.generate("a mug", seed=3)[0] for p in (kept, staged))
+        assert (own.vertices == theirs.vertices).all()
+        assert not alive
+        assert all(parameter.is_meta for parameter in staged.head.parameters())
+    assert all(len(parts) == 1 for parts in most)
+    with pytest.raises(BuildError, match="stagewise loads weights each time"):
+        build("stub", weights="random", stagewise=True, registry=known)
+
+
+def test_random_weights_are_drawn_in_their_dtype_and_the_default_is_restored() -> None:
+    pipeline = build("stub", weights="random", dtype=torch.bfloat16, registry=stubs.registry())
+    assert {t.dtype for t in pipeline.trainable().values()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_an_unknown_recipe_offers_the_closest() -> None:
