@@ -101,7 +101,7 @@ def test_end_to_end_counts_what_the_judge_sees(
 
     pipeline = pipelines["stub"]
     monkeypatch.setattr(pipeline, "generate", perfect)
-    object.__setattr__(pipeline.parts, "generator", Nothing())
+    monkeypatch.setattr(type(pipeline.parts), "generator", Nothing())
     monkeypatch.setattr(
         end_to_end, "assembled", lambda recipe: Assembled({"stub": pipeline}, {"stub-b": "none"})
     )
