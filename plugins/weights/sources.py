@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from modalign import WeightsError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARDS = "model*.safetensors*"  # one file, or several and their index
 
 
 def shipped(name: str) -> Path:
@@ -90,20 +91,25 @@ def safetensors_in(folder: Path, owner: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_tensors(path: Path, owner: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of a folder of them.
+def read_tensors(
+    path: Path, owner: str, keep: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a folder of them; `keep` chooses by name.
+
+    What is not kept is not read: a full CLIP file costs no more than its vision tower.
 
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     files = [path] if path.is_file() else safetensors_in(path, owner)
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors.update(load_file(file))
+            with safe_open(file, framework="pt") as opened:
+                names = [name for name in opened.keys() if keep is None or keep(name)]
+                tensors.update((name, opened.get_tensor(name)) for name in names)
         except SafetensorError as error:
             raise WeightsError(f"{file} is damaged ({error}); download it again") from error
     return tensors
