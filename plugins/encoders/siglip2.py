@@ -140,8 +140,8 @@ def _spec(
         build=partial(_build, name, sizes, stream, resampling),
         stream=stream,
         requires=("transformers",),
-        preprocessing=f"{sizes['image_size']} px: squashed to a square {resampling} (PIL), mean and "
-        "std 0.5",
+        preprocessing=f"{sizes['image_size']} px: squashed to a square {resampling} (PIL), "
+        "mean and std 0.5",
         source=f"google/{name} ({paper})",
         license="Apache-2.0",
     )
