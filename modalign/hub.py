@@ -69,9 +69,7 @@ def downloaded(
     return folder
 
 
-def upload(
-    folder: Path, repository: str, *, private: bool, token: str | None, message: str
-) -> str:
+def upload(folder: Path, repository: str, *, private: bool, token: str | None, message: str) -> str:
     """Put the files of `folder` into a repository, made if need be; returns the commit's address.
 
     Raises:
@@ -83,9 +81,7 @@ def upload(
     api = HfApi(token=token)
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, commit_message=message
-        )
+        done = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutputError(

@@ -1,9 +1,9 @@
-"""Pictures as models read them: a centred square, then normalised pixels. PIL and numpy only."""
+"""Pictures as models read them: a square, then normalised pixels. PIL and numpy only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,13 @@ def centre_square(image: Image, side: int) -> Image:
         image = image.resize((width, height), Resampling.BICUBIC)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))
+
+
+def squashed_square(image: Image, side: int, resampling: Literal["bicubic", "bilinear"]) -> Image:
+    """The whole RGB picture resized to `side` by `side`, whatever its proportions."""
+    from PIL.Image import Resampling
+
+    return image.convert("RGB").resize((side, side), Resampling[resampling.upper()])
 
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:

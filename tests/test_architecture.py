@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Left to right: a room may import only rooms of an earlier row, or its own.
 ROWS = [
     {"errors"},
+    {"hub"},
     {"tokens"},
     {"recipe"},
     {"specs"},

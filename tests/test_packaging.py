@@ -52,12 +52,12 @@ def test_an_outside_distribution_is_found() -> None:
     """`examples/modalign_dinov3` is installed by the test command, as anybody's plugin would be."""
     assert importlib.metadata.version("modalign-dinov3")
     registry = installed()
-    spec = registry.get("encoders", "dinov3-vits16")
-    assert registry.owners["encoders", "dinov3-vits16"] == "modalign-dinov3:dinov3"
+    spec = registry.get("encoders", "dinov3-vits16plus")
+    assert registry.owners["encoders", "dinov3-vits16plus"] == "modalign-dinov3:dinov3"
     assert isinstance(spec.stream, TokenStreamSpec)
 
 
 def test_the_outside_encoder_keeps_the_contract() -> None:
     from modalign.testing import check_encoder
 
-    check_encoder(installed().get("encoders", "dinov3-vits16"))
+    check_encoder(installed().get("encoders", "dinov3-vits16plus"))

@@ -1,4 +1,4 @@
-"""DINOv3 ViT-S/16 as a target encoder: what a plugin author writes."""
+"""DINOv3 ViT-S+/16 as a target encoder: what a plugin author writes."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from modalign import EncoderSpec, TokenGroup, TokenStreamSpec, hookimpl
 
 SHAPES = {"cls": (1,), "registers": (4,), "patches": (14, 14)}
 GROUPS = tuple(TokenGroup(name=name, shape=shape, dim=384) for name, shape in SHAPES.items())
-STREAM = TokenStreamSpec(space="dinov3-vits16/layernorm@224", groups=GROUPS)
+STREAM = TokenStreamSpec(space="dinov3-vits16plus/layernorm@224", groups=GROUPS)
 
 
 class DinoV3:
@@ -16,7 +16,7 @@ class DinoV3:
     def __init__(self, weights="pretrained", device="cpu", dtype=torch.float32):
         import timm
 
-        name, pretrained = "vit_small_patch16_dinov3", weights == "pretrained"
+        name, pretrained = "vit_small_plus_patch16_dinov3", weights == "pretrained"
         self.model = timm.create_model(name, pretrained=pretrained).to(device, dtype).eval()
         self.model.norm = torch.nn.Identity()
 
@@ -34,6 +34,6 @@ class DinoV3:
 
 @hookimpl
 def modalign_encoders():
-    source, licence = "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3 License (gated)"
-    about = dict(summary="DINOv3 ViT-S/16", requires=("timm",), source=source, license=licence)
-    return [EncoderSpec(name="dinov3-vits16", build=DinoV3, stream=STREAM, **about)]
+    source, licence = "facebook/dinov3-vits16plus-pretrain-lvd1689m", "DINOv3 License (gated)"
+    about = dict(summary="DINOv3 ViT-S+/16", requires=("timm",), source=source, license=licence)
+    return [EncoderSpec(name="dinov3-vits16plus", build=DinoV3, stream=STREAM, **about)]

@@ -1,4 +1,4 @@
-"""DINOv2 with registers as a target encoder, at full size and as the mini that ships."""
+"""DINOv2 as a target encoder: every published size, with registers or without, and the mini."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from modalign_plugins.weights import sources
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from modalign import EncoderSpec, TokenGroup, TokenStream, TokenStreamSpec, hookimpl
+from modalign import EncoderSpec, SpaceMap, TokenGroup, TokenStream, TokenStreamSpec, hookimpl
 
 from .dinov2_names import to_timm, to_transformers
+from .dinov2_spaces import StreamMap, affine_maps, affine_stream, final_norm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,14 +28,53 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 LAYERNORM_EPS = 1e-5
 
-VITL14_REG: dict[str, Any] = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "mlp_ratio": 4,
-    "image_size": 518,
-    "patch_size": 14,
-    "num_register_tokens": 4,
+
+def _sizes(dim: int, depth: int, heads: int, registers: int, gated: bool = False) -> dict[str, Any]:
+    """Fields of transformers' config for a published DINOv2: patches of 14, 518 px, 1370 places.
+
+    Source: configs of the repositories in `REPOSITORIES`; timm registers the same networks.
+    """
+    sizes = {
+        "hidden_size": dim,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "mlp_ratio": 4,
+        "use_swiglu_ffn": gated,
+        "image_size": 518,
+        "patch_size": 14,
+    }
+    return sizes | {"num_register_tokens": registers} if registers else sizes
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "dinov2-vits14": _sizes(384, 12, 6, registers=0),
+    "dinov2-vits14-reg": _sizes(384, 12, 6, registers=4),
+    "dinov2-vitb14": _sizes(768, 12, 12, registers=0),
+    "dinov2-vitb14-reg": _sizes(768, 12, 12, registers=4),
+    "dinov2-vitl14": _sizes(1024, 24, 16, registers=0),
+    "dinov2-vitl14-reg": _sizes(1024, 24, 16, registers=4),
+    "dinov2-vitg14": _sizes(1536, 40, 24, registers=0, gated=True),
+    "dinov2-vitg14-reg": _sizes(1536, 40, 24, registers=4, gated=True),
+}
+REPOSITORIES = {
+    "dinov2-vits14": "facebook/dinov2-small",
+    "dinov2-vits14-reg": "facebook/dinov2-with-registers-small",
+    "dinov2-vitb14": "facebook/dinov2-base",
+    "dinov2-vitb14-reg": "facebook/dinov2-with-registers-base",
+    "dinov2-vitl14": "facebook/dinov2-large",
+    "dinov2-vitl14-reg": "facebook/dinov2-with-registers-large",
+    "dinov2-vitg14": "facebook/dinov2-giant",
+    "dinov2-vitg14-reg": "facebook/dinov2-with-registers-giant",
+}
+SUMMARIES = {
+    "dinov2-vits14": "DINOv2 ViT-S/14 at 518 px",
+    "dinov2-vits14-reg": "DINOv2 ViT-S/14 with registers at 518 px",
+    "dinov2-vitb14": "DINOv2 ViT-B/14 at 518 px",
+    "dinov2-vitb14-reg": "DINOv2 ViT-B/14 with registers at 518 px",
+    "dinov2-vitl14": "DINOv2 ViT-L/14 at 518 px: what Hunyuan3D-2.1 reads, after its affine norm",
+    "dinov2-vitl14-reg": "DINOv2 ViT-L/14 with registers at 518 px: what TRELLIS reads",
+    "dinov2-vitg14": "DINOv2 ViT-g/14 at 518 px: what Hunyuan3D-2 reads, after its affine norm",
+    "dinov2-vitg14-reg": "DINOv2 ViT-g/14 with registers at 518 px",
 }
 MINI_REG: dict[str, Any] = {
     "hidden_size": 128,
@@ -45,26 +85,29 @@ MINI_REG: dict[str, Any] = {
     "patch_size": 14,
     "num_register_tokens": 4,
 }
-REPOSITORY = "facebook/dinov2-with-registers-large"
+MINI = "dinov2-mini-reg"
 MINI_WEIGHTS = "dinov2-mini-reg.safetensors"
 
 
 def stream_of(name: str, sizes: Mapping[str, Any]) -> TokenStreamSpec:
-    """The stream of a DINOv2 of these `sizes`: class token, registers, patches row-major."""
+    """The stream of a DINOv2 of these `sizes`: class token, any registers, patches row-major."""
     side = sizes["image_size"] // sizes["patch_size"]
-    dim = sizes["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {"cls": (1,)}
+    if "num_register_tokens" in sizes:
+        shapes["registers"] = (sizes["num_register_tokens"],)
+    shapes["patches"] = (side, side)
     return TokenStreamSpec(
         space=f"{name}/layernorm@{sizes['image_size']}",
-        groups=(
-            TokenGroup(name="cls", shape=(1,), dim=dim),
-            TokenGroup(name="registers", shape=(sizes["num_register_tokens"],), dim=dim),
-            TokenGroup(name="patches", shape=(side, side), dim=dim),
+        groups=tuple(
+            TokenGroup(name=group, shape=shape, dim=sizes["hidden_size"])
+            for group, shape in shapes.items()
         ),
     )
 
 
-STREAM = stream_of("dinov2-vitl14-reg", VITL14_REG)
-MINI_STREAM = stream_of("dinov2-mini-reg", MINI_REG)
+SIZES = {**PUBLISHED, MINI: MINI_REG}
+STREAMS = {name: stream_of(name, sizes) for name, sizes in SIZES.items()}
+MINI_STREAM = STREAMS[MINI]
 
 
 class Dinov2Encoder:
@@ -93,8 +136,18 @@ class Dinov2Encoder:
         Raises:
             WeightsError: `tensors` do not fit `sizes`.
         """
-        from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+        from transformers import (
+            Dinov2Config,
+            Dinov2Model,
+            Dinov2WithRegistersConfig,
+            Dinov2WithRegistersModel,
+        )
 
+        network, config = (
+            (Dinov2WithRegistersModel, Dinov2WithRegistersConfig)
+            if "registers" in stream.names
+            else (Dinov2Model, Dinov2Config)
+        )
         self.stream = stream
         self.image_size: int = sizes["image_size"]
         self.device = torch.device(device)
@@ -103,9 +156,9 @@ class Dinov2Encoder:
             raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
         self.backend = backend
         self.model = sources.load_frozen(
-            Dinov2WithRegistersModel,
-            Dinov2WithRegistersConfig(**sizes),
-            None if tensors is None else to_transformers(tensors),
+            network,
+            config(**sizes),
+            None if tensors is None else to_transformers(tensors, gated=_gated(sizes)),
             owner=stream.space,
             device=device,
             dtype=dtype,
@@ -157,9 +210,24 @@ class Dinov2Encoder:
         save_file(written, path, metadata={"format": "pt"})
 
 
+def _gated(sizes: Mapping[str, Any]) -> bool:
+    return sizes.get("use_swiglu_ffn", False)
+
+
 def _as_timm(model: Any, sizes: Mapping[str, Any]) -> Any:
     import timm
 
+    options: dict[str, Any] = {"mlp_ratio": sizes["mlp_ratio"]}
+    if _gated(sizes):
+        # A gated layer is two thirds as wide, in eights; timm counts its two halves together.
+        wide = sizes["hidden_size"] * sizes["mlp_ratio"]
+        options = {
+            "mlp_ratio": 2 * ((int(wide * 2 / 3) + 7) // 8 * 8) / sizes["hidden_size"],
+            "mlp_layer": timm.layers.SwiGLUPacked,
+            "act_layer": torch.nn.SiLU,
+        }
+    if "num_register_tokens" in sizes:
+        options |= {"reg_tokens": sizes["num_register_tokens"], "no_embed_class": True}
     with torch.device(model.device):
         twin = timm.models.vision_transformer.VisionTransformer(
             img_size=sizes["image_size"],
@@ -167,12 +235,10 @@ def _as_timm(model: Any, sizes: Mapping[str, Any]) -> Any:
             embed_dim=sizes["hidden_size"],
             depth=sizes["num_hidden_layers"],
             num_heads=sizes["num_attention_heads"],
-            mlp_ratio=sizes["mlp_ratio"],
-            reg_tokens=sizes["num_register_tokens"],
             init_values=1.0,
-            no_embed_class=True,
             num_classes=0,
             dynamic_img_size=True,
+            **options,
         )
     twin = twin.to(model.dtype)
     if model.device.type != "meta":
@@ -180,50 +246,91 @@ def _as_timm(model: Any, sizes: Mapping[str, Any]) -> Any:
     return twin.eval().requires_grad_(False)
 
 
+def _weights_path(name: str, weights: str | Path) -> Path:
+    if weights != "pretrained":
+        return Path(weights)
+    if name == MINI:
+        return sources.shipped(MINI_WEIGHTS)
+    return sources.downloaded(name, REPOSITORIES[name], [sources.SHARDS])
+
+
 def _build(
     name: str,
-    sizes: Mapping[str, Any],
-    stream: TokenStreamSpec,
     *,
     weights: str | Path = "pretrained",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: Backend = "transformers",
 ) -> Dinov2Encoder:
-    if weights == "random":
-        tensors = None
-    elif weights != "pretrained":
-        tensors = sources.read_tensors(Path(weights), name)
-    elif sizes is MINI_REG:
-        tensors = sources.read_tensors(sources.shipped(MINI_WEIGHTS), name)
-    else:
-        folder = sources.downloaded(name, REPOSITORY, [sources.WEIGHTS])
-        tensors = sources.read_tensors(folder, name)
+    tensors = None
+    if weights != "random":
+        tensors = sources.read_tensors(_weights_path(name, weights), name)
     return Dinov2Encoder(
-        sizes, stream, tensors=tensors, device=device, dtype=dtype, backend=backend
+        SIZES[name], STREAMS[name], tensors=tensors, device=device, dtype=dtype, backend=backend
+    )
+
+
+def _build_map(
+    name: str,
+    *,
+    weights: str | Path = "pretrained",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[StreamMap, StreamMap]:
+    if weights == "random":  # a fresh norm has learnt nothing
+        dim = SIZES[name]["hidden_size"]
+        gain, bias = torch.ones(dim), torch.zeros(dim)
+    else:
+        gain, bias = final_norm(_weights_path(name, weights), name)
+    return affine_maps(gain, bias, device)
+
+
+def _spec(name: str, **about: Any) -> EncoderSpec:
+    side = SIZES[name]["image_size"]
+    return EncoderSpec(
+        name=name,
+        build=partial(_build, name),
+        stream=STREAMS[name],
+        requires=("transformers",),
+        license="Apache-2.0",
+        preprocessing=f"{side} px: shorter side resized bicubic (PIL), centre crop, "
+        "ImageNet mean and std",
+        **about,
     )
 
 
 @hookimpl
 def modalign_encoders() -> list[EncoderSpec]:
-    """DINOv2 ViT-L/14 with registers, and the mini."""
+    """DINOv2 S, B, L and g, with registers and without, and the mini."""
+    papers = {True: "arXiv:2304.07193, 2309.16588", False: "arXiv:2304.07193"}
+    published = [
+        _spec(
+            name,
+            summary=summary,
+            source=f"{REPOSITORIES[name]} ({papers['num_register_tokens' in SIZES[name]]})",
+        )
+        for name, summary in SUMMARIES.items()
+    ]
+    mini = _spec(
+        MINI,
+        summary="the same network with 1.2 M parameters at 112 px, trained on the toy world",
+        source="ships with modalign; trained by examples/mini",
+    )
+    return [*published, mini]
+
+
+@hookimpl
+def modalign_space_maps() -> list[SpaceMap]:
+    """For each of them, affine-free tokens to `last_hidden_state`."""
     return [
-        EncoderSpec(
-            name="dinov2-vitl14-reg",
-            summary="DINOv2 ViT-L/14 with registers at 518 px: what TRELLIS reads",
-            build=partial(_build, "dinov2-vitl14-reg", VITL14_REG, STREAM),
-            stream=STREAM,
-            requires=("transformers",),
-            source=f"{REPOSITORY} (arXiv:2304.07193, 2309.16588)",
+        SpaceMap(
+            name=f"{name}-affine",
+            summary=f"the final norm's own gain and bias, as in last_hidden_state of {name}",
+            source_stream=stream,
+            target_stream=affine_stream(stream),
+            build=partial(_build_map, name),
+            source=f"layernorm.weight and .bias of {name}",
             license="Apache-2.0",
-        ),
-        EncoderSpec(
-            name="dinov2-mini-reg",
-            summary="the same network with 1.2 M parameters at 112 px, trained on the toy world",
-            build=partial(_build, "dinov2-mini-reg", MINI_REG, MINI_STREAM),
-            stream=MINI_STREAM,
-            requires=("transformers",),
-            source="ships with modalign; trained by examples/mini",
-            license="Apache-2.0",
-        ),
+        )
+        for name, stream in STREAMS.items()
     ]

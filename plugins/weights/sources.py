@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -14,9 +14,21 @@ import torch
 from torch import Tensor
 
 from modalign import WeightsError
+from modalign.hub import downloaded
+
+__all__ = [
+    "downloaded",
+    "file_tensors",
+    "load_frozen",
+    "read_tensors",
+    "read_tokenizer",
+    "safetensors_in",
+    "shipped",
+]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARDS = "model*.safetensors*"  # one file, or several and their index
 
 
 def shipped(name: str) -> Path:
@@ -32,36 +44,6 @@ def shipped(name: str) -> Path:
             "reinstall modalign"
         )
     return path
-
-
-def downloaded(owner: str, repository: str, files: Sequence[str]) -> Path:
-    """The local folder of a Hub repository's `files` (glob patterns), fetched if need be.
-
-    Raises:
-        WeightsError: they are not here and cannot be fetched; names repository, files and remedy.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    patterns = " ".join(f'--include "{pattern}"' for pattern in files)
-    remedy = (
-        f"run `hf download {repository} {patterns}` where there is a network, "
-        "or pass weights=<folder that holds these files>"
-    )
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(files)))
-    except (OSError, HfHubHTTPError) as error:  # offline, gated, unknown, or a full disk
-        raise WeightsError(
-            f"{owner!r} needs {', '.join(files)} of {repository}, which are not on this machine "
-            f"and cannot be downloaded ({type(error).__name__}); {remedy}"
-        ) from error
-    missing = [pattern for pattern in files if not any(folder.glob(pattern))]
-    if missing:
-        raise WeightsError(
-            f"{owner!r} needs {', '.join(missing)} of {repository}, "
-            f"which the copy at {folder} lacks; {remedy}"
-        )
-    return folder
 
 
 def safetensors_in(folder: Path, owner: str) -> list[Path]:
@@ -90,20 +72,25 @@ def safetensors_in(folder: Path, owner: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_tensors(path: Path, owner: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of a folder of them.
+def read_tensors(
+    path: Path, owner: str, keep: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a folder of them; `keep` chooses by name.
+
+    What is not kept is not read: a full CLIP file costs no more than its vision tower.
 
     Raises:
         WeightsError: a file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     files = [path] if path.is_file() else safetensors_in(path, owner)
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors.update(load_file(file))
+            with safe_open(file, framework="pt") as opened:
+                names = [name for name in opened.keys() if keep is None or keep(name)]
+                tensors.update((name, opened.get_tensor(name)) for name in names)
         except SafetensorError as error:
             raise WeightsError(f"{file} is damaged ({error}); download it again") from error
     return tensors

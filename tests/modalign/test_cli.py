@@ -390,7 +390,7 @@ def test_info_shows_a_recipe_with_its_parts(command: Command) -> None:
 def test_info_shows_the_contract_of_a_pair(command: Command) -> None:
     code, out, _ = command("info", "dinov2-vitl14-reg", "trellis-image-large")
     assert code == 0
-    for part in ("works", "the same space", "MIT", "Apache-2.0"):
+    for part in ("works", "the same space", "518 px", "MIT", "Apache-2.0"):
         assert part in out
     _, out, _ = command("info", "dinov2-mini-reg", "trellis-image-large")
     assert "refused" in out
@@ -405,10 +405,11 @@ def test_list_shows_all_pairs_as_markdown(command: Command) -> None:
     assert "Each line holds for every language model: `qwen2.5-vl-3b`" in out
 
 
-def test_info_says_which_parts_are_not_installed(command: Command) -> None:
-    code, out, _ = command("info", "blip3o")
+def test_info_says_which_parts_are_not_installed(command: Command, use: Any) -> None:
+    use(stubs.registry(stubs.RECIPE.derive(name="lacking", encoder="absent")))
+    code, out, _ = command("info", "lacking")
     assert code == 0
-    assert "'eva-clip-e14-plus' is not installed" in out
+    assert "'absent' is not installed" in out
 
 
 def test_convert_goes_to_one_file_and_back(command: Command, use: Any, tmp_path: Path) -> None:
