@@ -320,10 +320,14 @@ def test_info_shows_a_recipe_with_its_parts(command: Command) -> None:
     assert "<function" not in out
 
 
-def test_info_says_which_parts_are_not_installed(command: Command) -> None:
-    code, out, _ = command("info", "blip3o")
+def test_info_says_which_parts_are_not_installed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = stubs.registry(stubs.RECIPE.derive(encoder="absent-encoder"))
+    monkeypatch.setattr("modalign.registry.installed", lambda: registry)
+    code, out, _ = command("info", "stub")
     assert code == 0
-    assert "'eva-clip-e14-plus' is not installed" in out
+    assert "'absent-encoder' is not installed" in out
 
 
 def test_plugin_check_runs_the_contract(command: Command, use: Any) -> None:
