@@ -11,7 +11,9 @@ from modalign.recipe import Recipe
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -26,14 +28,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Example:
-    """One training pair: a prompt and the picture (or points) that the target encoder reads.
+    """One training pair: a prompt and the picture, or points, that the target encoder reads.
 
-    `answer` is text for a language-model loss, where an objective has one; `identifier` names the
-    sample in logs and seeds.
+    Points are (P, 6): coordinates within -1..1, then colours within 0..1. `answer` is text for a
+    language-model loss, where an objective has one; `identifier` names the sample in logs and
+    seeds.
     """
 
     prompt: Prompt
-    image: Image | None = None
+    image: Image | NDArray[np.float32] | None = None
     answer: str | None = None
     identifier: str = ""
 
@@ -80,8 +83,11 @@ class TargetEncoder(Protocol):
 
     stream: TokenStreamSpec
 
-    def prepare(self, images: Sequence[Image]) -> Tensor:
-        """A batch on the CPU, picklable, from RGB pictures. Pure; no model is touched."""
+    def prepare(self, images: Sequence[Any]) -> Tensor:
+        """A batch on the CPU, picklable, from RGB pictures. Pure; no model is touched.
+
+        An encoder whose spec says "points" gets arrays (P, 6) instead, each with its own P.
+        """
         ...
 
     def encode(self, batch: Tensor) -> TokenStream:
@@ -196,7 +202,7 @@ class EncoderSpec(PluginSpec):
     """`build(weights=, device=, dtype=)` returns a `TargetEncoder` that yields `stream`.
 
     `preprocessing` says in words what `prepare` does; `modality` what it takes: "image" (RGB
-    pictures) or "points" (arrays of coordinates and colours).
+    pictures) or "points" (arrays (P, 6) of coordinates within -1..1 and colours within 0..1).
     """
 
     build: Callable[..., TargetEncoder]

@@ -7,7 +7,7 @@ Random weights suffice; a full-size model then takes its memory, but no download
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,9 @@ from modalign.specs import (
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
@@ -50,11 +52,34 @@ def pictures(sizes: Sequence[tuple[int, int]] = ((160, 160), (200, 120), (90, 15
     return made
 
 
+def point_clouds(counts: Sequence[int] = (2000, 1500, 3000)) -> list[NDArray[np.float32]]:
+    """Coloured point clouds (P, 6), each a ball of its own shape; the same every time.
+
+    Coordinates lie within -1..1, colours within 0..1.
+    """
+    import numpy as np
+
+    made = []
+    for index, count in enumerate(counts):
+        draw = np.random.default_rng(index)
+        direction = draw.normal(size=(count, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        radius = 0.6 + 0.3 * np.sin((index + 2) * 3 * direction[:, :1])
+        colours = 0.5 + 0.4 * np.cos((index + 1) * 2 * direction)
+        made.append(np.concatenate([radius * direction, colours], axis=1).astype(np.float32))
+    return made
+
+
+SAMPLES: Mapping[str, Callable[[], list[Any]]] = {"image": pictures, "points": point_clouds}
+"""What an encoder is checked with, by the modality of its spec."""
+
+
 def check_encoder(
-    spec: EncoderSpec, images: Sequence[Image] | None = None, **build_options: Any
+    spec: EncoderSpec, samples: Sequence[Any] | None = None, **build_options: Any
 ) -> None:
     """Accept an encoder that keeps the contract of `TargetEncoder`.
 
+    `samples` are what it takes; by default pictures or point clouds, as its spec's modality says.
     `build_options` go to `spec.build`; without them the weights are random.
 
     Raises:
@@ -62,20 +87,24 @@ def check_encoder(
     """
     import torch
 
-    images = pictures() if images is None else list(images)
-    _require(len(images) >= 2, "give at least two images: batches are compared with single ones")
+    _require(
+        spec.modality in SAMPLES,
+        f"modality {spec.modality!r} is not known; an encoder takes {' or '.join(SAMPLES)}",
+    )
+    samples = SAMPLES[spec.modality]() if samples is None else list(samples)
+    _require(len(samples) >= 2, "give at least two samples: batches are compared with single ones")
     encoder = spec.build(**{"weights": "random", **build_options})
     _require(
         encoder.stream == spec.stream,
         f"the encoder's stream {encoder.stream.space!r} is not the declared one, "
         f"{spec.stream.space!r}, or has another layout",
     )
-    batch = encoder.prepare(images)
-    _check_prepared({"prepare": batch}, {"prepare": encoder.prepare(images)})
-    _require(len(batch) == len(images), f"{len(images)} images gave a batch of {len(batch)}")
+    batch = encoder.prepare(samples)
+    _check_prepared({"prepare": batch}, {"prepare": encoder.prepare(samples)})
+    _require(len(batch) == len(samples), f"{len(samples)} samples gave a batch of {len(batch)}")
     with _global_random_state_kept("encode"):
         stream = encoder.encode(batch)
-    _check_stream(spec.stream, stream, len(images))
+    _check_stream(spec.stream, stream, len(samples))
     _require(
         not any(tokens.requires_grad for tokens in stream.values()),
         "encode returns tokens with a gradient; wrap it in torch.no_grad()",
@@ -89,13 +118,13 @@ def check_encoder(
         _require(torch.equal(tokens, again[name]), f"encoding twice changes group {name!r}")
         _require(
             not torch.allclose(tokens[0], tokens[1]),
-            f"two different images give the same tokens of group {name!r}",
+            f"two different samples give the same tokens of group {name!r}",
         )
-    for index in range(len(images)):
-        alone = encoder.encode(encoder.prepare([images[index]]))
+    for index in range(len(samples)):
+        alone = encoder.encode(encoder.prepare([samples[index]]))
         for name, tokens in stream.items():
             _require_close(
-                alone[name][0], tokens[index], f"group {name!r} of an image depends on its batch"
+                alone[name][0], tokens[index], f"group {name!r} of a sample depends on its batch"
             )
     for name, tokens in project(spec.stream, stream).items():
         _require_close(
@@ -263,7 +292,7 @@ def _check_stream(spec: TokenStreamSpec, stream: TokenStream, size: int) -> None
     except ValueError as error:
         raise ContractError(f"encode does not return the declared stream: {error}") from error
     for name, tokens in stream.items():
-        _require(len(tokens) == size, f"{size} images gave {len(tokens)} rows of group {name!r}")
+        _require(len(tokens) == size, f"{size} samples gave {len(tokens)} rows of group {name!r}")
         _require(tokens.is_floating_point(), f"group {name!r} is {tokens.dtype}, not floating")
         _require(bool(torch.isfinite(tokens).all()), f"group {name!r} is not finite")
 

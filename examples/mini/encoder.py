@@ -22,7 +22,8 @@ import argparse
 import numpy as np
 import torch
 from cache import pictures, twins
-from modalign_plugins.encoders.dinov2 import MEAN, MINI_REG, MINI_STREAM, STD, Dinov2Encoder
+from modalign_plugins.encoders.dinov2 import MEAN, STD, Dinov2Encoder
+from modalign_plugins.encoders.dinov2_sizes import MINI_REG, MINI_STREAM
 from publish import WEIGHTS, publish
 from torch import Tensor, nn
 from torch.nn import functional as F

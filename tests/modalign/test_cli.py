@@ -405,11 +405,14 @@ def test_list_shows_all_pairs_as_markdown(command: Command) -> None:
     assert "Each line holds for every language model: `qwen2.5-vl-3b`" in out
 
 
-def test_info_says_which_parts_are_not_installed(command: Command, use: Any) -> None:
-    use(stubs.registry(stubs.RECIPE.derive(name="lacking", encoder="absent")))
-    code, out, _ = command("info", "lacking")
+def test_info_says_which_parts_are_not_installed(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = stubs.registry(stubs.RECIPE.derive(encoder="absent-encoder"))
+    monkeypatch.setattr("modalign.registry.installed", lambda: registry)
+    code, out, _ = command("info", "stub")
     assert code == 0
-    assert "'absent' is not installed" in out
+    assert "'absent-encoder' is not installed" in out
 
 
 def test_convert_goes_to_one_file_and_back(command: Command, use: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from modalign import (
     build,
 )
 from modalign.checkpoint import save_checkpoint
+from modalign.testing import point_clouds
 from tests.modalign import stubs
 
 
@@ -146,6 +147,17 @@ def test_a_prompt_with_several_targets_is_read_once(pipeline: Pipeline) -> None:
     batch["target"] = {name: tokens[:2] for name, tokens in target.items()}
     with pytest.raises(ValueError, match="2 targets cannot be shared by 3 prompts"):
         pipeline(batch)
+
+
+def test_an_encoder_of_points_trains_a_pipeline_too() -> None:
+    """`collate` hands over what the encoder takes; the stub reads the mean of either."""
+    points = {"modality": "points"}
+    pipeline = build("stub", weights="random", registry=stubs.registry(encoder=points))
+    clouds = point_clouds((30, 20))
+    batch = pipeline.collate([Example(Prompt("a mug"), cloud) for cloud in clouds])
+    torch.testing.assert_close(batch["image"][:, 0], torch.tensor([c.mean() for c in clouds]))
+    losses = pipeline(batch, generator=torch.Generator().manual_seed(0))
+    assert losses["loss"].isfinite()
 
 
 def test_an_example_without_a_picture_is_refused(pipeline: Pipeline) -> None:

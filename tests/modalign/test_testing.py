@@ -20,7 +20,14 @@ from modalign import (
     VLMOutput,
     VLMSpec,
 )
-from modalign.testing import ContractError, check_encoder, check_generator, check_vlm, pictures
+from modalign.testing import (
+    ContractError,
+    check_encoder,
+    check_generator,
+    check_vlm,
+    pictures,
+    point_clouds,
+)
 
 STREAM = TokenStreamSpec(
     space="toy/layernorm", groups=(TokenGroup(name="patches", shape=(2, 2), dim=12),)
@@ -43,6 +50,23 @@ class Encoder:
     @torch.no_grad()
     def encode(self, batch):
         return {"patches": layer_norm((batch @ self.weight).unflatten(1, (4, 12)), (12,))}
+
+
+class EncoderOfPoints(Encoder):
+    """Sixteen points of each cloud, evenly taken, make a sample."""
+
+    def __init__(self, weights="random"):
+        super().__init__()
+        self.weight = fixed(96, 48)
+
+    def prepare(self, images):
+        rows = [cloud[np.linspace(0, len(cloud) - 1, 16).astype(int)] for cloud in images]
+        return torch.from_numpy(np.stack(rows)).flatten(1)
+
+
+class EncoderBlindToPoints(EncoderOfPoints):
+    def prepare(self, images):
+        return torch.ones_like(super().prepare(images))
 
 
 class EncoderWithGradient(Encoder):
@@ -232,8 +256,8 @@ class GeneratorThatRefuses(Generator):
         raise GenerationError("decoder: no surface")
 
 
-def encoder_spec(build):
-    return EncoderSpec(name="toy", build=build, stream=STREAM)
+def encoder_spec(build, modality="image"):
+    return EncoderSpec(name="toy", build=build, stream=STREAM, modality=modality)
 
 
 def vlm_spec(build):
@@ -263,6 +287,33 @@ def test_a_well_behaved_encoder_passes():
 def test_a_broken_encoder_is_told_which_clause_it_breaks(broken, clause):
     with pytest.raises(ContractError, match=clause):
         check_encoder(encoder_spec(broken))
+
+
+def test_an_encoder_of_points_is_given_points():
+    check_encoder(encoder_spec(EncoderOfPoints, modality="points"))
+    with pytest.raises(ContractError, match="same tokens"):
+        check_encoder(encoder_spec(EncoderBlindToPoints, modality="points"))
+
+
+def test_an_encoder_that_hides_its_modality_is_given_pictures():
+    with pytest.raises(TypeError, match="Image"):
+        check_encoder(encoder_spec(EncoderOfPoints))
+
+
+def test_an_unknown_modality_is_refused():
+    with pytest.raises(ContractError, match="'voxels' is not known; an encoder takes image or"):
+        check_encoder(encoder_spec(Encoder, modality="voxels"))
+
+
+def test_point_clouds_keep_the_ranges_that_are_promised():
+    clouds = point_clouds()
+    assert [cloud.shape for cloud in clouds] == [(2000, 6), (1500, 6), (3000, 6)]
+    for cloud, again in zip(clouds, point_clouds(), strict=True):
+        assert np.array_equal(cloud, again)
+        assert cloud.dtype == np.float32
+        assert np.abs(cloud[:, :3]).max() <= 1
+        assert cloud[:, 3:].min() >= 0
+        assert cloud[:, 3:].max() <= 1
 
 
 @pytest.mark.parametrize("vlm", [VLM, DeepVLM])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from modalign_plugins.encoders import dinov2
 from modalign_plugins.encoders.dinov2_names import to_timm, to_transformers
+from modalign_plugins.encoders.dinov2_sizes import MINI_REG, MINI_STREAM, PUBLISHED, stream_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,7 @@ from modalign.testing import check_encoder
 SPECS = {spec.name: spec for spec in dinov2.modalign_encoders()}
 MAPS = {space_map.name: space_map for space_map in dinov2.modalign_space_maps()}
 TINY = {
-    **dinov2.MINI_REG,
+    **MINI_REG,
     "hidden_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -54,7 +55,7 @@ def encoder():
 def variant(request):
     """A small network of each kind: with registers or without, plain layers or the giant's."""
     sizes = VARIANTS[request.param]
-    return sizes, shaken(dinov2.Dinov2Encoder(sizes, dinov2.stream_of("tiny", sizes)))
+    return sizes, shaken(dinov2.Dinov2Encoder(sizes, stream_of("tiny", sizes)))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_every_published_size_is_registered_with_its_space():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", dinov2.PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_count_as_timms_registered_networks(name):
     """timm has no mask token and, beside registers, no position for the class token."""
     timm = pytest.importorskip("timm")
@@ -93,7 +94,7 @@ def test_published_sizes_count_as_timms_registered_networks(name):
     with torch.device("meta"):
         twin = timm.create_model(f"vit_{size}_patch14_{registers}dinov2", num_classes=0)
     count = sum(parameter.numel() for parameter in twin.parameters())
-    dim = dinov2.PUBLISHED[name]["hidden_size"]
+    dim = PUBLISHED[name]["hidden_size"]
     encoder = SPECS[name].build(weights="random", device="meta")
     assert encoder.model.num_parameters() == count + dim * (2 if registers else 1)
     encoder.stream.check(encoder.encode(torch.zeros(1, 3, 518, 518)))
@@ -119,7 +120,7 @@ def test_every_kind_of_network_equals_timm_under_timms_names(variant):
 
 def test_torch_hubs_names_of_the_gated_layers_are_read():
     sizes = VARIANTS["gated"]
-    encoder = shaken(dinov2.Dinov2Encoder(sizes, dinov2.stream_of("tiny", sizes)))
+    encoder = shaken(dinov2.Dinov2Encoder(sizes, stream_of("tiny", sizes)))
     files = dinov2.sources.file_tensors(encoder.model)
     hub = {
         name.replace("mlp.fc1.", "mlp.w12.").replace("mlp.fc2.", "mlp.w3."): tensor
@@ -158,15 +159,13 @@ def test_encode_returns_the_declared_stream_without_gradient(encoder, pixels):
 def test_timm_and_transformers_compute_the_same_tokens(encoder, pixels):
     pytest.importorskip("timm")
     tensors = dinov2.sources.file_tensors(encoder.model)
-    twin = dinov2.Dinov2Encoder(
-        dinov2.MINI_REG, dinov2.MINI_STREAM, tensors=tensors, backend="timm"
-    )
+    twin = dinov2.Dinov2Encoder(MINI_REG, MINI_STREAM, tensors=tensors, backend="timm")
     torch.testing.assert_close(twin.tokens(pixels), encoder.tokens(pixels), atol=1e-5, rtol=1e-5)
 
 
 def test_timm_names_carry_the_same_network(encoder, pixels):
     tensors = to_timm(dinov2.sources.file_tensors(encoder.model))
-    again = dinov2.Dinov2Encoder(dinov2.MINI_REG, dinov2.MINI_STREAM, tensors=tensors)
+    again = dinov2.Dinov2Encoder(MINI_REG, MINI_STREAM, tensors=tensors)
     torch.testing.assert_close(again.tokens(pixels), encoder.tokens(pixels), atol=1e-5, rtol=1e-5)
 
 
@@ -239,12 +238,12 @@ def test_missing_weights_say_what_to_fetch_and_how(monkeypatch, tmp_path):
 
 def test_weights_of_another_model_are_refused(encoder):
     tensors = dinov2.sources.file_tensors(encoder.model)
-    deeper = {**dinov2.MINI_REG, "num_hidden_layers": 7}
+    deeper = {**MINI_REG, "num_hidden_layers": 7}
     with pytest.raises(WeightsError, match="another model"):
-        dinov2.Dinov2Encoder(deeper, dinov2.MINI_STREAM, tensors=tensors)
-    wider = {**dinov2.MINI_REG, "mlp_ratio": 3}
+        dinov2.Dinov2Encoder(deeper, MINI_STREAM, tensors=tensors)
+    wider = {**MINI_REG, "mlp_ratio": 3}
     with pytest.raises(WeightsError, match="another shape"):
-        dinov2.Dinov2Encoder(wider, dinov2.MINI_STREAM, tensors=tensors)
+        dinov2.Dinov2Encoder(wider, MINI_STREAM, tensors=tensors)
 
 
 def test_a_damaged_file_is_named(encoder, tmp_path):

@@ -1,0 +1,74 @@
+"""What holds for every encoder that the package registers, at full size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modalign import installed
+from modalign.spaces import encoder_of, normalisation
+from modalign.testing import check_encoder
+
+REGISTRY = installed()
+NAMES = sorted(
+    name
+    for (kind, name), owner in REGISTRY.owners.items()
+    if kind == "encoders" and owner.startswith("modalign:")
+)
+# Up to 90 M parameters; the others were checked on small networks of their classes.
+SMALL = ["clip-vitb32-pooled", "dinov2-vits14", "dinov2-vits14-reg", "dinov3-vits16"]
+SMALL += ["siglip2-base-patch16-224"]
+
+# timm imports torchvision, which warns about itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(params=NAMES)
+def spec(request):
+    return REGISTRY.get("encoders", request.param)
+
+
+def test_an_encoder_states_its_origin_licence_and_preprocessing(spec):
+    for field in (spec.summary, spec.source, spec.license, spec.preprocessing):
+        assert field
+    assert spec.modality == "image"
+    assert spec.preprocessing.startswith(f"{spec.stream.space.rpartition('@')[2]} px")
+
+
+def test_pictures_of_any_shape_and_mode_fit_the_network(spec):
+    """On the meta device: everything but the numbers."""
+    encoder = spec.build(weights="random", device="meta", dtype=torch.bfloat16)
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 255, (57, 121, 4), dtype=np.uint8)
+    grey = Image.new("L", (640, 480), 99)
+    batch = encoder.prepare([Image.fromarray(pixels), Image.fromarray(pixels[:, :30]), grey])
+    side = encoder.image_size
+    assert batch.shape == (3, 3, side, side)
+    assert batch.isfinite().all()
+    stream = encoder.encode(batch)
+    spec.stream.check(stream)
+    assert {tokens.dtype for tokens in stream.values()} == {torch.bfloat16}
+
+
+def test_a_space_belongs_to_one_network_and_layout():
+    """Encoders of one space would be interchangeable; none of these are."""
+    spaces = [REGISTRY.get("encoders", name).stream.space for name in NAMES]
+    assert len(set(spaces)) == len(spaces)
+    for name in NAMES:
+        space = REGISTRY.get("encoders", name).stream.space
+        assert name.startswith(encoder_of(space))
+
+
+def test_only_normed_tokens_are_put_back_on_a_sphere():
+    """`project` acts on spaces called "layernorm"; those are the DINO family's here."""
+    for name in NAMES:
+        normed = normalisation(REGISTRY.get("encoders", name).stream.space) == "layernorm"
+        assert normed == name.startswith("dino")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_the_contract_holds_at_full_size(name):
+    check_encoder(REGISTRY.get("encoders", name))
