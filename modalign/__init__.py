@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modalign.assembly import build
+    from modalign.assembly import build, from_pretrained
     from modalign.assets import Mesh, Picture
     from modalign.errors import (
         BuildError,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "assembly": ("build",),
+    "assembly": ("build", "from_pretrained"),
     "assets": ("Mesh", "Picture"),
     "errors": (
         "BuildError",
@@ -125,6 +125,7 @@ __all__ = [
     "VLMSpec",
     "WeightsError",
     "build",
+    "from_pretrained",
     "hookimpl",
     "installed",
 ]

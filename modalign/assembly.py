@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modalign.errors import BuildError, RegistryError, WeightsError
+from modalign.hub import downloaded
 from modalign.recipe import ReadingConfig, Recipe
 from modalign.registry import Registry, installed, missing_modules
 from modalign.spaces import Route, refusal, route
@@ -21,6 +23,7 @@ from modalign.specs import (
     ObjectiveSpec,
     PluginSpec,
     ReadsLayers,
+    TargetEncoder,
     VLMSpec,
 )
 from modalign.tokens import TokenStream, TokenStreamSpec
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from modalign.checkpoint import Checkpoint
+    from modalign.fingerprint import Fingerprint
     from modalign.pipeline import Parts, Pipeline
 
     Device = str | torch.device
@@ -53,7 +57,8 @@ def build(
         weights: "pretrained" takes the published or shipped weights of every part; "random"
             initialises every part, offline, also on `device="meta"`; "untrained" initialises the
             head and takes everything else as "pretrained", to train on; a path takes the trained
-            tensors from that checkpoint and everything else as "pretrained".
+            tensors from that checkpoint, a file or the folder of `save_pretrained`, and everything
+            else as "pretrained".
         device: where all parts live, or a dict of "vlm", "encoder", "head" and "generator"; those
             that it leaves out live on the CPU.
         dtype: of their parameters; float32 if None.
@@ -70,6 +75,52 @@ def build(
     named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
     chosen = fit(named, registry)
     return _assemble(named, chosen, registry, weights, device, dtype, stagewise)
+
+
+def from_pretrained(
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    device: Device | Mapping[str, Device] = "cpu",
+    dtype: torch.dtype | None = None,
+    stagewise: bool = False,
+    registry: Registry | None = None,
+) -> Pipeline:
+    """The pipeline that was saved in a file, a folder, or a repository on the Hub.
+
+    Its recipe comes from the file and need not be registered; its parts must be.
+
+    Args:
+        source: a path, or the name of a repository, such as "lab/gap3d-large".
+        revision: a branch, tag or commit of a repository.
+        device: as for `build`, like all that follow.
+
+    Raises:
+        BuildError: parts of its recipe are unknown, miss a library, or do not fit.
+        WeightsError: there is nothing of that name, or it is damaged.
+    """
+    from modalign.checkpoint import WEIGHTS_NAME, recipe_of
+
+    path = Path(source)
+    if not path.exists():
+        named = str(source)
+        if named.count("/") != 1 or path.suffix == ".safetensors":
+            raise WeightsError(
+                f"no checkpoint at {named}; give a .safetensors file, a folder that holds "
+                f"{WEIGHTS_NAME}, or the name of a repository on the Hub, owner/name"
+            )
+        path = downloaded(named, named, [WEIGHTS_NAME], revision)
+    elif revision is not None:
+        raise WeightsError(f"revision {revision!r} was given, but {path} is no repository")
+    path = _file(path)
+    return build(
+        recipe_of(path),
+        weights=path,
+        device=device,
+        dtype=dtype,
+        stagewise=stagewise,
+        registry=registry,
+    )
 
 
 @dataclass(frozen=True)
@@ -193,6 +244,9 @@ def _assemble(
         builders,
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
         devices=devices,
+        about=_about(recipe, chosen),
+        modality=chosen.encoder.modality,
+        random=weights == "random",
     )
     if not stagewise:
         _build_all(parts)
@@ -219,6 +273,14 @@ def _assemble(
     wanted = _outside_head if stagewise else None
     trained = load(expected=pipeline.trainable(), only=wanted)
     pipeline.load_state_dict(trained.tensors, strict=not stagewise, assign=True)
+    pipeline.extra, pipeline.frozen_tensors = trained.extra, trained.frozen
+    builders["encoder"] = partial(
+        _checked_encoder,
+        chosen,
+        options["encoder"],
+        trained.extra.get("fingerprint"),
+        checkpoint,
+    )
     if stagewise:
         parts.release("vlm")
     return pipeline.eval()
@@ -338,9 +400,55 @@ def _build_all(parts: Parts) -> None:
         raise WeightsError("; ".join(missing))
 
 
+def _file(path: Path) -> Path:
+    """The weights file: `path`, or the one in the folder `path`."""
+    from modalign.checkpoint import WEIGHTS_NAME
+
+    return path / WEIGHTS_NAME if path.is_dir() else path
+
+
+def _about(recipe: Recipe, chosen: Choice) -> dict[str, Any]:
+    """What a saved file says of the parts around its head, as JSON content."""
+    parts = {"vlms": chosen.vlm, "encoders": chosen.encoder, "generators": chosen.generator}
+    told = {
+        kind: {"name": part.name, "source": part.source, "license": part.license}
+        for kind, part in parts.items()
+        if part is not None
+    }
+    if chosen.generator is not None:
+        told["generators"]["produces"] = chosen.generator.produces
+    return {
+        "parts": told,
+        "prompt_template": chosen.vlm.template,
+        "preprocessing": chosen.encoder.preprocessing,
+        "null_condition": "zeros",
+    }
+
+
+def _checked_encoder(
+    chosen: Choice, options: dict[str, Any], expected: Fingerprint | None, checkpoint: Path | None
+) -> TargetEncoder:
+    """The encoder, if its weights are those that the checkpoint's head was trained on.
+
+    Raises:
+        WeightsError: they are others.
+    """
+    from modalign.fingerprint import fingerprint, same_weights
+
+    encoder = chosen.encoder.build(**options)
+    if expected is not None:
+        found = fingerprint(encoder, chosen.encoder.modality)
+        if not same_weights(expected, found):
+            raise WeightsError(
+                f"{checkpoint} was trained on other weights of {chosen.encoder.name!r} than these: "
+                "one picture gives other tokens; use the encoder it was trained with, or train anew"
+            )
+    return encoder
+
+
 def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:
     if weights != "pretrained":
-        path = Path(weights)
+        path = _file(Path(weights))
         if not path.is_file():
             raise WeightsError(
                 f"no checkpoint at {path}; give a .safetensors file of this recipe, or "

@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from modalign.tokens import TokenStreamSpec
 
 FORMAT = "modalign-1"
 FROZEN = "frozen."
+WEIGHTS_NAME = "model.safetensors"  # in a folder or repository
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write checkpoint {path}: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # also where the folder is none: the error above says so
+            partial.unlink()
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -84,6 +86,15 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
             return (file.metadata() or {}).get("format") == FORMAT
     except WeightsError:
         return False
+
+
+def recipe_of(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe that a checkpoint was trained for; no tensor is read.
+
+    Raises:
+        WeightsError: it is missing, truncated, or not a checkpoint of modalign.
+    """
+    return _described(Path(path))[0]
 
 
 def load_checkpoint(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modalign.errors import BuildError, GenerationError, PromptError
+from modalign.assets import write_whole
+from modalign.card import model_card
+from modalign.checkpoint import WEIGHTS_NAME, save_checkpoint
+from modalign.errors import BuildError, GenerationError, OutputError, PromptError, WeightsError
+from modalign.fingerprint import fingerprint
+from modalign.hub import upload
 from modalign.models.reading import layer_pooling
 from modalign.recipe import ReadingConfig, Recipe, SamplerConfig
 from modalign.sampling import sample
@@ -50,13 +59,20 @@ class Parts:
         objective: Objective,
         devices: Mapping[str, torch.device],
         about: Mapping[str, Any] | None = None,
+        modality: str = "image",
+        random: bool = False,
     ) -> None:
-        """`builders` of "vlm", "encoder", "connect", "decoder", and of "generator" if any."""
+        """`builders` of "vlm", "encoder", "connect", "decoder", and of "generator" if any.
+
+        `random`: their weights are, and mean nothing to anybody else.
+        """
         self._builders = builders
         self._built: dict[str, Any] = {}
         self.objective = objective
         self.devices = devices
         self.about = about or {}
+        self.modality = modality
+        self.random = random
 
     @property
     def vlm(self) -> VLMAdapter:
@@ -135,6 +151,8 @@ class Pipeline(nn.Module):
         self.soft_tokens = soft_tokens  # (1, S, C)
         self.layer_pooling = layer_pooling(recipe.reading)
         self._load_head = load_head
+        self.extra: dict[str, Any] = {}  # what the loaded checkpoint says besides its recipe
+        self.frozen_tensors: dict[str, Tensor] = {}  # "frozen....": of no trained part
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by name: the optimiser, EMA and checkpoints all use this."""
@@ -271,6 +289,75 @@ class Pipeline(nn.Module):
         if self._load_head is not None:
             self.parts.release("generator", "connect")
         return assets
+
+    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+        """Write one self-contained file: what is trained, and all that describes it.
+
+        The header holds the recipe, the stream's layout, sources and licences of all parts, the
+        prompt's template, preprocessing, null condition, and a fingerprint of the encoder, by which
+        other weights of it are refused later. `extra` is any JSON content, such as `training` or
+        `statistics`; what was loaded is kept. Without the encoder's weights on this machine the
+        file has no fingerprint.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        about = {**self.extra, **self.parts.about, **extra}
+        if "fingerprint" not in self.extra and not self.parts.random:
+            with suppress(WeightsError):
+                about["fingerprint"] = fingerprint(self.parts.encoder, self.parts.modality)
+        with self._head_loaded():
+            tensors = {**self.trainable(), **self.frozen_tensors}
+            save_checkpoint(path, tensors, self.recipe, self.stream, about)
+        self.extra = about
+
+    def save_pretrained(self, folder: str | PathLike[str], **extra: Any) -> None:
+        """Write `model.safetensors` (see `save`), `config.json` and a model card into `folder`.
+
+        A card that is there already is kept: somebody may have written it.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        self.save(folder / WEIGHTS_NAME, **extra)
+        card = folder / "README.md"
+        count = sum(parameter.numel() for parameter in self.trainable().values())
+        config = {"library_name": "modalign", "recipe": self.recipe.model_dump(mode="json")}
+        try:
+            write_whole(folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+            if not card.exists():
+                page = model_card(self.recipe, self.stream, self.extra, count)
+                write_whole(card, page.encode())
+        except OSError as error:
+            raise OutputError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload with modalign",
+        **extra: Any,
+    ) -> str:
+        """Save into a repository on the Hub, made if need be; returns the commit's address.
+
+        Raises:
+            OutputError: the Hub cannot be reached, or refuses.
+        """
+        with TemporaryDirectory() as aside:
+            self.save_pretrained(aside, **extra)
+            return upload(
+                Path(aside), repo_id, private=private, token=token, message=commit_message
+            )
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], **options: Any) -> Pipeline:
+        """The pipeline saved in a file, a folder or a repository: `modalign.from_pretrained`."""
+        import modalign
+
+        return modalign.from_pretrained(source, **options)
 
     @torch.no_grad()
     def preview(self, stream: TokenStream) -> list[Asset]:

@@ -217,13 +217,14 @@ class VLMSpec(PluginSpec):
 
     `options` are the recipe's `vlm_options`. An adapter of any model a user names knows its
     numbers only when it is built: `hidden_dim` and `max_positions` are then None here, and both
-    attributes of the adapter.
+    attributes of the adapter. `template` is what is read for a text, with {prompt} in its place.
     """
 
     build: Callable[..., VLMAdapter]
     hidden_dim: int | None
     max_positions: int | None
     accepts_images: bool = True
+    template: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
