@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 SPECS = {name: installed().get("vlms", f"transformers-{name}") for name in ("vlm", "lm")}
 EVERY = [*tiny_models.VLMS, *(f"{name}-lm" for name in tiny_models.LMS)]
+LINEAR = ("qwen3_5", "qwen3_5-lm")
 # Gemma 2's softmax turns the mask of a float64 padding row into -inf, and that into NaN.
 SINGLE = {"gemma2-lm"}
 
@@ -77,7 +78,7 @@ def soft_tokens(adapter, count=6):
     return soft.to(adapter.model.dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "qwen3_5-lm"])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in LINEAR])
 def test_the_cached_read_equals_the_plain_path_in_value_and_gradient(adapters, name):
     adapter, prompts = adapters(name), prompts_of(name)
     assert adapter.cached
@@ -143,10 +144,11 @@ def test_the_window_of_sliding_layers_is_shorter_than_the_prompts(adapters):
         assert window < adapter.prepare(TEXTS[:1])["input_ids"].shape[1]
 
 
-def test_linear_attention_is_differentiated_as_a_whole(adapters):
-    adapter = adapters("qwen3_5-lm")
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_attention_is_differentiated_as_a_whole(adapters, name):
+    adapter = adapters(name)
     assert not adapter.cached
-    batch, soft = adapter.prepare(TEXTS), soft_tokens(adapter)
+    batch, soft = adapter.prepare(prompts_of(name)), soft_tokens(adapter)
     hidden = adapter.read(batch, soft).hidden
     (gradient,) = torch.autograd.grad(hidden[:, -1].square().sum(), soft)
     assert gradient.abs().sum(-1).gt(0).all()

@@ -147,41 +147,96 @@ def gemma3() -> tuple[Any, Any]:
     return transformers.Gemma3ForConditionalGeneration(config), processor
 
 
-def qwen2_5_vl() -> tuple[Any, Any]:
-    """Three rotary axes, which the model numbers itself."""
+def internvl() -> tuple[Any, Any]:
+    """Pictures in several tiles."""
+    tokenizer = fast_tokenizer(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **TEXT},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [28, 28],
+            "patch_size": [14, 14],
+        },
+        image_token_id=261,
+        image_seq_length=1,
+        downsample_ratio=0.5,
+    )
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=3),
+        tokenizer,
+        transformers.InternVLVideoProcessor(size=SQUARE),
+        image_seq_length=1,
+        chat_template=TEMPLATE.replace("IMAGE", "<IMG_CONTEXT>"),
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
+
+
+def qwen_vl(family: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> Any:
+    """Three rotary axes, which the model numbers itself; a processor of Qwen's."""
     tokenizer = fast_tokenizer(
         "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
     )
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 2, 2],
-            },
-        },
+    config = getattr(transformers, f"{family}Config")(
+        text_config={**TEXT, **text},
         vision_config={
             "depth": 2,
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_heads": 2,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
             "out_hidden_size": 48,
+            **vision,
         },
         vision_start_token_id=259,
         vision_end_token_id=260,
         image_token_id=261,
         video_token_id=262,
     )
-    processor = transformers.Qwen2_5_VLProcessor(
-        transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
+    side = 2 * patch
+    own = "Qwen2_5_VL" if family == "Qwen2_5_VL" else "Qwen3VL"
+    processor = getattr(transformers, f"{own}Processor")(
+        transformers.Qwen2VLImageProcessor(
+            size={"shortest_edge": side * side, "longest_edge": 4 * side * side}, patch_size=patch
+        ),
         tokenizer,
-        transformers.Qwen2VLVideoProcessor(),
+        getattr(
+            transformers, "Qwen2VLVideoProcessor" if patch == 14 else "Qwen3VLVideoProcessor"
+        )(),
         chat_template=TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     )
-    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config), processor
+
+
+def rotary(*sections: int, **fields: Any) -> dict[str, Any]:
+    """Rotary parameters whose axes take these many pairs."""
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [*sections], **fields}
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    text = {"rope_parameters": rotary(2, 2, 2)}
+    return qwen_vl("Qwen2_5_VL", text, {"window_size": 56, "fullatt_block_indexes": [1]}, 14)
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    """Visual features enter the decoder's first layers too."""
+    text = {"head_dim": 16, "rope_parameters": rotary(4, 2, 2, mrope_interleaved=True)}
+    vision = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    return qwen_vl("Qwen3VL", text, vision, 16)
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    """Linear attention behind pictures."""
+    axes = rotary(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5)
+    return qwen_vl(
+        "Qwen3_5", {**LINEAR, "rope_parameters": axes}, {"num_position_embeddings": 16}, 16
+    )
 
 
 def language_model(name: str) -> tuple[Any, Any]:
@@ -202,13 +257,17 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
 VLMS = {
     "idefics3": idefics3,
     "llava_onevision": llava_onevision,
     "paligemma": paligemma,
     "gemma3": gemma3,
+    "internvl": internvl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_5": qwen3_5,
 }
 LMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", TEXT),
@@ -232,11 +291,7 @@ LMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_5": (
         "Qwen3_5TextConfig",
         "Qwen3_5ForCausalLM",
-        {
-            **TEXT,
-            **LINEAR,
-            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        },
+        {**TEXT, **LINEAR},
     ),
 }
 
