@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modalign import build
+from modalign import VLMOutput, build
 from modalign.evaluation import NearestText, unconditional
 from tests.modalign import stubs
 
@@ -32,8 +32,8 @@ def test_unconditional_is_align_with_a_condition_of_zeros(
     found = unconditional(pipeline, [3, 4])
     asked = pipeline.align(["a mug", "a chair"], seed=3)
 
-    def zeros(prompts: list[str]) -> torch.Tensor:
-        return torch.zeros(len(prompts), *pipeline.soft_tokens.shape[1:])
+    def zeros(prompts: list[str]) -> VLMOutput:
+        return VLMOutput(torch.zeros(len(prompts), *pipeline.soft_tokens.shape[1:]))
 
     monkeypatch.setattr(pipeline, "condition", zeros)
     for name, tokens in pipeline.align(["a mug", "a chair"], seed=3).items():
