@@ -231,8 +231,10 @@ def _assemble(
         )
     checkpoint = None if fresh else _checkpoint(recipe, weights)
     stream = chosen.encoder.stream
+    # Rows that a training added to the word table are read with the words, and not trained.
+    added = {} if checkpoint is None else _frozen(checkpoint)
     builders: dict[str, Callable[[], Any]] = {
-        "vlm": partial(chosen.vlm.build, **recipe.vlm_options, **options["vlm"]),
+        "vlm": partial(chosen.vlm.build, **recipe.vlm_options, **added, **options["vlm"]),
         "encoder": partial(chosen.encoder.build, **options["encoder"]),
         "decoder": partial(_decoder, recipe, stream, registry, options["generator"]),
     }
@@ -284,6 +286,14 @@ def _assemble(
     if stagewise:
         parts.release("vlm")
     return pipeline.eval()
+
+
+def _frozen(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Tensors of frozen parts in a checkpoint, as options of the VLM's builder."""
+    from modalign.checkpoint import FROZEN, load_checkpoint
+
+    found = load_checkpoint(checkpoint, only=lambda name: name.startswith(FROZEN)).frozen
+    return {name.removeprefix(FROZEN): tensor for name, tensor in found.items()}
 
 
 def _outside_head(name: str) -> bool:

@@ -107,7 +107,7 @@ def load_checkpoint(
     """The checkpoint at `path`, verified; floating tensors in `dtype`, or as stored if None.
 
     Tensors go to `device` one by one, so memory holds them once and one more, whatever is stored.
-    `only` says by name which are kept; all are verified.
+    `only` says by name which are read, and thereby verified; all if None.
 
     Raises:
         WeightsError: it is missing, truncated, corrupted, or not a checkpoint of modalign.
@@ -117,13 +117,11 @@ def load_checkpoint(
     tensors: dict[str, Tensor] = {}
     frozen: dict[str, Tensor] = {}
     damaged = []
-    for name in _names(path):
+    for name in filter(only, _names(path)):
         with _opened(path) as file:  # closed again, or all that was read would stay mapped
             tensor = file.get_tensor(name)
             if checksums.get(name) != _checksum(tensor):
                 damaged.append(name)
-            if only is not None and not only(name):
-                continue
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             place = frozen if name.startswith(FROZEN) else tensors
             place[name] = tensor.to(device, wanted, copy=True)

@@ -132,7 +132,8 @@ def write_released(
 
     Raises:
         OutputError: the folder is not empty, or cannot be written.
-        WeightsError: `frozen` is damaged or holds no word table.
+        WeightsError: `frozen` is damaged or holds no word table, or the checkpoint holds tensors,
+            such as those of learned layer pooling, that were never released.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -140,6 +141,9 @@ def write_released(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"cannot write into {folder}: it exists and is not an empty folder")
     own = {name.removeprefix("head."): tensor for name, tensor in checkpoint.tensors.items()}
+    foreign = sorted(set(own) - set(head.state_dict()) - {"soft_tokens"})
+    if foreign:
+        raise WeightsError(f"the released layout {listing('has no place for', foreign)}")
     state = to_released(own, head, prefix=NETWORK)
     state[SOFT_TOKENS] = checkpoint.tensors["soft_tokens"]
     kept = tuple(sorted(state))

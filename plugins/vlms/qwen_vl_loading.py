@@ -11,7 +11,14 @@ from modalign_plugins.weights import sources
 from modalign import VLMSpec
 
 from .qwen_vl import Positions, QwenVL
-from .qwen_vl_prompts import SPECIAL_TOKENS, Overlong, QwenVLPrompts, TokenIds, byte_tokenizer
+from .qwen_vl_prompts import (
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    Overlong,
+    QwenVLPrompts,
+    TokenIds,
+    byte_tokenizer,
+)
 from .qwen_vl_sizes import Sizes
 
 
@@ -23,8 +30,11 @@ def adapter_of(
     dtype: torch.dtype = torch.float32,
     positions: Positions = "reference",
     overlong: Overlong = "refuse",
+    token_rows: torch.Tensor | None = None,
 ) -> QwenVL:
     """The adapter of this size. `weights` is "pretrained", "random", or a model folder.
+
+    `token_rows` (R, C) are rows that a training added to the word table, [IMG] first.
 
     Raises:
         WeightsError: weights or the tokenizer are missing, damaged or of another model.
@@ -46,7 +56,8 @@ def adapter_of(
         max_prompt_tokens=sizes.max_prompt_tokens,
         overlong=overlong,
     )
-    return QwenVL(model, prompts, positions=positions)
+    start = None if token_rows is None else token_rows[0]
+    return QwenVL(model, prompts, positions=positions, start_embedding=start)
 
 
 def spec_of(sizes: Sizes) -> VLMSpec:
@@ -60,6 +71,7 @@ def spec_of(sizes: Sizes) -> VLMSpec:
         requires=("transformers",),
         source=sizes.source,
         license=sizes.license,
+        template=TEMPLATE,
     )
 
 

@@ -36,6 +36,7 @@ GENERATE = "Please generate image based on the following caption: {caption}"
 REPLICATE = "Create a precise replica of: {pictures}\nbut: {caption}"
 
 START = "[IMG]"
+TEMPLATE = SYSTEM + USER.format(request=GENERATE.format(caption="{prompt}")) + ASSISTANT + START
 PAD, VISION_START, VISION_END, IMAGE_PAD = (
     "<|endoftext|>",
     "<|vision_start|>",

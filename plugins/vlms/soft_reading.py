@@ -34,9 +34,10 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
 def stacked(output: Any, layers: Sequence[int]) -> Tensor:
     """The states (B, L, S, C) of `layers` in a transformers output with hidden states (B, S, C).
 
-    Transformers counts as we do: 0 enters the first layer, the last one is after the final norm.
+    Transformers counts as we do: 0 enters the first layer. Its last one need not be normed.
     """
-    return torch.stack([output.hidden_states[layer] for layer in layers], dim=1)
+    states = (*output.hidden_states[:-1], output.last_hidden_state)
+    return torch.stack([states[layer] for layer in layers], dim=1)
 
 
 def after_prompts(prompts: Tensor, mask: Tensor, soft: Tensor) -> VLMOutput:

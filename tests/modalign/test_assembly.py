@@ -18,6 +18,7 @@ from modalign import (
     build,
     installed,
 )
+from modalign.checkpoint import load_checkpoint, save_checkpoint
 from modalign.objectives import flow_matching
 from modalign.registry import Registry
 from tests.modalign import stubs
@@ -245,6 +246,27 @@ def test_stage_by_stage_gives_the_same_and_keeps_nothing(tmp_path: Path) -> None
     assert all(len(parts) == 1 for parts in most)
     with pytest.raises(BuildError, match="stagewise loads weights each time"):
         build("stub", weights="random", stagewise=True, registry=known)
+
+
+def test_rows_that_training_added_to_the_word_table_reach_the_vlm(tmp_path: Path) -> None:
+    """A converted checkpoint carries them; the builder of the VLM is the one who knows them."""
+    seen: list[dict[str, object]] = []
+
+    def building(**options):
+        seen.append(options)
+        return stubs.VLM()
+
+    known = stubs.registry(vlm={"build": building})
+    path = stubs.checkpoint(tmp_path / "stub.safetensors")
+    build("stub", weights=path, registry=known)
+    assert "token_rows" not in seen[-1]
+    checkpoint = load_checkpoint(path)
+    rows = torch.ones(3, 8)
+    tensors = checkpoint.tensors | {"frozen.token_rows": rows}
+    save_checkpoint(path, tensors, checkpoint.recipe, checkpoint.stream)
+    pipeline = build("stub", weights=path, registry=known)
+    assert seen[-1]["token_rows"].equal(rows)
+    assert pipeline.frozen_tensors["frozen.token_rows"].equal(rows)
 
 
 def test_random_weights_are_drawn_in_their_dtype_and_the_default_is_restored() -> None:

@@ -246,3 +246,13 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"holds no model\.embed_tokens\.weight"):
         write_released(load_checkpoint(path), head(), tmp_path / "new", frozen=bad)
     assert not (tmp_path / "new").exists()
+
+
+def test_what_was_never_released_is_refused(tmp_path: Path) -> None:
+    one_file(released(), tmp_path)
+    trained, _ = read_released(tmp_path, head(), first_added=ADDED)
+    path = tmp_path / "one.safetensors"
+    save_checkpoint(path, trained | {"layer_pooling.logits": torch.zeros(2)}, RECIPE, STREAM)
+    with pytest.raises(WeightsError, match=r"has no place for layer_pooling\.logits"):
+        write_released(load_checkpoint(path), head(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

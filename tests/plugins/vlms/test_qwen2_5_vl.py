@@ -243,6 +243,23 @@ def test_missing_weights_say_what_to_fetch_and_how(monkeypatch, tmp_path):
         SPECS["qwen2.5-vl-3b"].build()
 
 
+def test_rows_that_training_added_replace_the_mean_of_words(tmp_path):
+    """The first of them is [IMG]; without them it is the mean of all words before it."""
+    build = SPECS["qwen2.5-vl-mini"].build
+    rows = torch.randn(3, 192, generator=torch.Generator().manual_seed(0))
+    assert build(token_rows=rows).start_embedding.equal(rows[0])
+    plain = build()
+    words = plain.model.get_input_embeddings().weight[: plain.prompts.ids.start]
+    torch.testing.assert_close(plain.start_embedding, words.mean(0))
+
+
+def test_the_template_is_what_is_read():
+    adapter = SPECS["qwen2.5-vl-mini"].build()
+    said = SPECS["qwen2.5-vl-mini"].template.replace("{prompt}", "a red mug")
+    ids = adapter.prompts.tokenizer.encode(said, add_special_tokens=False).ids
+    assert adapter.prepare([Prompt("a red mug")])["input_ids"][0].tolist() == ids
+
+
 def test_a_saved_mini_loads_to_the_same_numbers(adapter, soft, tmp_path):
     qwen2_5_vl_mini.save(adapter, tmp_path)
     again = SPECS["qwen2.5-vl-mini"].build(weights=tmp_path)

@@ -100,7 +100,7 @@ def test_the_cached_read_equals_the_plain_path_in_value_and_gradient(adapter, so
         hidden = read(batch, soft).hidden
         (gradient,) = torch.autograd.grad((hidden * towards).sum(), soft)
         results.append((hidden, gradient))
-    torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-6)
 
 
 def test_layers_of_the_cached_read_are_those_of_the_whole_rows(adapter, soft):
@@ -110,10 +110,10 @@ def test_layers_of_the_cached_read_are_those_of_the_whole_rows(adapter, soft):
     rows = torch.arange(4)[:, None]
     for k, layer in enumerate((0, 1, 3, 4)):
         own, states = output.hidden[:, k], whole.hidden_states[layer]
-        torch.testing.assert_close(own[:, -6:], states[rows, index], atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(own[:, -6:], states[rows, index], atol=1e-6, rtol=1e-6)
         real = batch["attention_mask"] > 0
         prompts = states[:, : real.shape[1]][real]
-        torch.testing.assert_close(own[:, :-6][real], prompts, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(own[:, :-6][real], prompts, atol=1e-6, rtol=1e-6)
 
 
 def test_prompt_states_are_those_of_transformers_own_model():
@@ -128,7 +128,7 @@ def test_prompt_states_are_those_of_transformers_own_model():
     soft = torch.zeros(1, 2, 48, dtype=torch.float64)
     own = adapter.read_layers(batch, soft, layers=(4,), prompt_states=True).hidden[:, 0, :-2]
     real = batch["attention_mask"] > 0
-    torch.testing.assert_close(own[real], whole[real], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(own[real], whole[real], atol=1e-6, rtol=1e-6)
 
 
 def test_deepstack_reaches_the_soft_tokens(adapter, soft, monkeypatch):
