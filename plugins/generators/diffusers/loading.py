@@ -108,11 +108,16 @@ def scheduler(folder: Path, *, owner: str) -> Any:
     import diffusers
 
     path = folder / SCHEDULER_CONFIG
+    complaint = f"{owner!r} finds no scheduler of diffusers in {path}"
     try:
         config = json.loads(path.read_text())
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+        kind = getattr(diffusers, config["_class_name"])
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{owner!r} finds no scheduler of diffusers in {path}") from error
+        raise WeightsError(complaint) from error
+    # A file names the class: nothing but a scheduler is made of it.
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise WeightsError(complaint)
+    return kind.from_config(config)
 
 
 def low_memory() -> bool:

@@ -65,7 +65,8 @@ SCHEDULER = {
     "clip_sample": True,
     "clip_sample_range": 1.0,
 }
-BOX = 2.0  # Shap-E's box is -1..1, z up; ours -0.5..0.5, z up
+# Its box is -1..1, ours -0.5..0.5; z is up in both, as `create_pan_cameras` of diffusers looks.
+BOX = 2.0
 
 
 class TokensInPlace:

@@ -13,7 +13,14 @@ from torch import nn
 
 from modalign import WeightsError, installed
 
-from .diffusers_tiny import WRITE, small, tiny_clip_vision, tiny_flux, tiny_flux_vae, write
+from .diffusers_tiny import (
+    WRITE,
+    small,
+    tiny_flux,
+    tiny_flux_vae,
+    tiny_unet,
+    write,
+)
 
 # diffusers turns tensors into arrays in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -61,11 +68,13 @@ def test_guidance_changes_nothing_at_the_null_condition(name, tiny):
     assert np.abs(numbers(other, 4.0) - numbers(other, 1.0)).max() > 1
 
 
-def test_kandinsky_s_null_is_its_prior_s_zero_embedding():
+def test_kandinsky_s_null_is_its_prior_s_zero_embedding(tiny, tmp_path):
     from diffusers import KandinskyV22PriorPipeline
-    from modalign_plugins.generators.diffusers.kandinsky import null_embedding
+    from transformers import CLIPVisionModelWithProjection
 
-    encoder = tiny_clip_vision(projection_dim=1280).eval()
+    generator = tiny("kandinsky-2.2")
+    folder = tmp_path / "kandinsky-2-2-prior" / "image_encoder"
+    encoder = CLIPVisionModelWithProjection.from_pretrained(folder)
     prior = KandinskyV22PriorPipeline(
         prior=nn.Linear(1, 1),
         image_encoder=encoder,
@@ -74,9 +83,7 @@ def test_kandinsky_s_null_is_its_prior_s_zero_embedding():
         scheduler=None,
         image_processor=None,
     )
-    torch.testing.assert_close(
-        null_embedding(encoder), prior.get_zero_embed(device="cpu"), rtol=0, atol=0
-    )
+    torch.testing.assert_close(generator.null, prior.get_zero_embed(device="cpu"), rtol=0, atol=0)
 
 
 def test_the_adapter_s_picture_is_the_stock_pipeline_s_from_an_image_and_an_empty_prompt(
@@ -116,6 +123,22 @@ def test_the_adapter_s_picture_is_the_stock_pipeline_s_from_an_image_and_an_empt
     stream = generator.accepts.split(hidden)
     (asset,) = generator.generate(stream, seed=0, steps=2)
     assert np.array_equal(asset.pixels, np.asarray(image))
+
+
+def test_an_untrained_adapter_has_the_tensors_of_a_released_one(tiny):
+    """`load_ip_adapter` makes them of the file's names and shapes; we, of the network's sizes."""
+    from modalign_plugins.generators.diffusers.ip_adapter import NUM_IMAGE_TOKENS, add_adapter
+
+    loaded = tiny("ip-adapter").pipeline.unet
+    fresh = tiny_unet(cross_attention_dim=64)
+    add_adapter(fresh, NUM_IMAGE_TOKENS)
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+        for unet in (loaded, fresh)
+    ]
+    assert shapes[0] == shapes[1]
+    assert any("to_k_ip" in name for name in shapes[1])
+    assert loaded.config.encoder_hid_dim_type == fresh.config.encoder_hid_dim_type
 
 
 class Embedder(nn.Module):

@@ -96,7 +96,16 @@ def test_tensors_of_another_shape_are_refused(rae):
         build_rae(rae)
 
 
-@pytest.mark.parametrize("content", ['{"_class_name": "Nonsense"}', "{}", "not JSON"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"_class_name": "Nonsense"}',
+        '{"_class_name": "AutoencoderKL"}',
+        '{"_class_name": "__name__"}',
+        "{}",
+        "not JSON",
+    ],
+)
 def test_a_scheduler_that_diffusers_lacks_is_refused(content, tmp_path):
     write("sdxl-eva", tmp_path)
     path = tmp_path / "diffusion-decoder" / "scheduler" / "scheduler_config.json"
