@@ -9,8 +9,9 @@ BLIP3O = Recipe(
     name="blip3o",
     vlm="qwen2.5-vl-3b",
     encoder="eva-clip-e14-plus",
-    # Its decoder is an SDXL fine-tuned on these tokens; no plugin of ours drives it, so the recipe
-    # trains and samples tokens, which is what GAP3D compares with.
+    # The recipe trains and samples tokens, which is what GAP3D compares with. Its decoder, an SDXL
+    # fine-tuned on them, is `sdxl-eva`: derive(generator="sdxl-eva") draws pictures. It is not
+    # named here because its configuration comes with its weights: there is no random one.
     generator=None,
     objective=Ref(name="flow-matching", options={"weights": {"patches": 1.0}}),
     head=DiTConfig(hidden_size=1792, depth=24, num_heads=28),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -381,16 +382,22 @@ def test_info_shows_a_recipe_with_its_parts(command: Command) -> None:
         "flow-matching (weights cls 0.3, registers 0.3, patches 0.4)",
         "dinov2-vitl14-reg/layernorm@518: cls 1 of 1024, registers 4 of 1024, patches 37x37",
         "generator trellis-image-large",
-        "license   MIT",
     ):
         assert part in out
+    assert re.search(r"^license +MIT", out, flags=re.MULTILINE)
     assert "<function" not in out
+
+
+def test_info_shows_a_licence_that_forbids_commerce(command: Command) -> None:
+    _, out, _ = command("info", "flux-redux")
+    assert re.search(r"^license +FLUX\.1 \[dev\] Non-Commercial License", out, flags=re.MULTILINE)
+    assert "NON-COMMERCIAL" in command("list")[1]
 
 
 def test_info_shows_the_contract_of_a_pair(command: Command) -> None:
     code, out, _ = command("info", "dinov2-vitl14-reg", "trellis-image-large")
     assert code == 0
-    for part in ("works", "the same space", "518 px", "MIT", "Apache-2.0"):
+    for part in ("works", "the same space", "518 px", "zeros", "MIT", "Apache-2.0"):
         assert part in out
     _, out, _ = command("info", "dinov2-mini-reg", "trellis-image-large")
     assert "refused" in out

@@ -30,6 +30,9 @@ from .sizes import (
     REPOSITORY,
 )
 
+NULL_CONDITION = "zeros"
+IMAGE_DOMAIN = "one object on black, cropped to 1.2 x its bounding box"
+
 __all__ = ["SamplerSettings", "Trellis", "TrellisConfig"]
 
 
@@ -70,6 +73,8 @@ def modalign_generators() -> list[GeneratorSpec]:
             accepts=LARGE_STREAM,
             source=f"{REPOSITORY} (arXiv:2412.01506)",
             license="MIT",
+            null_condition=NULL_CONDITION,
+            image_domain=IMAGE_DOMAIN,
         ),
         GeneratorSpec(
             name="trellis-mini",
@@ -78,5 +83,7 @@ def modalign_generators() -> list[GeneratorSpec]:
             accepts=MINI_STREAM,
             source="ships with modalign; trained by examples/mini",
             license="Apache-2.0",
+            null_condition=NULL_CONDITION,
+            image_domain=IMAGE_DOMAIN,
         ),
     ]
