@@ -15,6 +15,7 @@ import torch
 
 import modalign
 from modalign import build, cli, hookspecs, installed, specs
+from modalign.contract import matrix
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -189,3 +190,19 @@ def test_the_sizes_in_the_readme_are_counted(name: str, column: int) -> None:
         cells = re.search(rf"^\| {row} \| ([\d,]+) \| ([\d,]+) \|$", README, flags=re.MULTILINE)
         assert cells, row
         assert cells[column + 1] == f"{count:,}", row
+
+
+def test_the_readme_s_matrix_is_what_the_command_writes() -> None:
+    """Of the parts that this package brings itself."""
+    registry = installed()
+    own = {
+        kind: {
+            name: entry
+            for name, entry in getattr(registry.catalogue, kind).items()
+            if registry.owners[kind, name].startswith("modalign:")
+        }
+        for kind in ("vlms", "encoders", "generators", "space_maps")
+    }
+    table = matrix(own["vlms"], own["encoders"], own["generators"], own["space_maps"].values())
+    written = README.partition("<!-- pairs -->\n")[2].partition("<!-- /pairs -->")[0]
+    assert written == table

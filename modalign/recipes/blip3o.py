@@ -9,10 +9,10 @@ BLIP3O = Recipe(
     name="blip3o",
     vlm="qwen2.5-vl-3b",
     encoder="eva-clip-e14-plus",
-    # The recipe trains and samples tokens, which is what GAP3D compares with. Its decoder, an SDXL
-    # fine-tuned on them, is `sdxl-eva`: derive(generator="sdxl-eva") draws pictures. It is not
-    # named here because its configuration comes with its weights: there is no random one.
-    generator=None,
+    # An SDXL fine-tuned on these tokens. Its configuration comes with its weights, so a pipeline of
+    # random weights takes derive(generator=None), which also suffices for tokens: what GAP3D
+    # compares with.
+    generator="sdxl-eva",
     objective=Ref(name="flow-matching", options={"weights": {"patches": 1.0}}),
     head=DiTConfig(hidden_size=1792, depth=24, num_heads=28),
     flow=FlowConfig(grid=1000),

@@ -18,8 +18,10 @@ from modalign import (
     build,
     installed,
 )
+from modalign.assembly import fit
 from modalign.checkpoint import load_checkpoint, save_checkpoint
 from modalign.objectives import flow_matching
+from modalign.recipes.gap3d import GAP3D
 from modalign.registry import Registry
 from tests.modalign import stubs
 
@@ -364,8 +366,6 @@ def test_the_full_size_names_what_it_misses_offline(
 
 @pytest.mark.parametrize("name", sorted(installed().catalogue.recipes))
 def test_registered_recipes_fit(name: str) -> None:
-    from modalign.assembly import fit
-
     registry: Registry = installed()
     recipe = registry.get("recipes", name)
     assert fit(recipe, registry).encoder.name == recipe.encoder
@@ -374,10 +374,67 @@ def test_registered_recipes_fit(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_blip3o_is_built_at_full_size_around_its_encoder() -> None:
     """On the meta device; its stream is what the pooled EVA-CLIP tower makes."""
-    pipeline = build("blip3o", weights="random", device="meta")
+    recipe = installed().get("recipes", "blip3o")
+    with pytest.raises(WeightsError, match=r"'sdxl-eva' .* derive\(generator=None\)"):
+        build(recipe, weights="random", device="meta")
+    pipeline = build(recipe.derive(generator=None), weights="random", device="meta")
     pixels = torch.zeros(1, 3, 448, 448)
     pipeline.stream.check(pipeline.parts.encoder.encode(pixels))
     assert pipeline.stream.num_tokens == 64
+
+
+AFFINE = TokenStreamSpec(
+    space="dinov2-vitl14-reg/affine-layernorm@518",
+    groups=installed().get("encoders", "dinov2-vitl14-reg").stream.groups,
+)
+
+
+class LastHiddenState:
+    """A generator that reads transformers' `last_hidden_state`, as others of TRELLIS's class do."""
+
+    @stubs.hookimpl
+    def modalign_generators(self):
+        return [GeneratorSpec(name="affine-3d", build=stubs.refusing, accepts=AFFINE)]
+
+
+def everything(*more: object) -> Registry:
+    """What is installed and `more`, in one registry."""
+    catalogue = installed().catalogue
+
+    class Installed:
+        @stubs.hookimpl
+        def modalign_vlms(self):
+            return list(catalogue.vlms.values())
+
+        @stubs.hookimpl
+        def modalign_encoders(self):
+            return list(catalogue.encoders.values())
+
+        @stubs.hookimpl
+        def modalign_objectives(self):
+            return list(catalogue.objectives.values())
+
+        @stubs.hookimpl
+        def modalign_space_maps(self):
+            return list(catalogue.space_maps.values())
+
+    return Registry([("installed", Installed()), *(("more", plugin) for plugin in more)])
+
+
+def test_a_mapper_of_trellis_s_tokens_also_drives_readers_of_last_hidden_state() -> None:
+    """The encoder's own gain and bias lie between the two, and nothing is lost."""
+    chosen = fit(GAP3D.derive(generator="affine-3d"), everything(LastHiddenState()))
+    assert chosen.route is not None
+    assert [space_map.name for space_map, _ in chosen.route.maps] == ["dinov2-vitl14-reg-affine"]
+    assert not chosen.route.one_way
+
+
+@pytest.mark.parametrize("encoder", ["dinov2-vitl14", "dinov2-vitg14-reg", "dinov3-vitl16"])
+def test_other_networks_of_the_same_family_are_refused_with_the_reason(encoder: str) -> None:
+    """Without registers, or as another size or generation: other weights, whatever the shape."""
+    recipe = GAP3D.derive(encoder=encoder, generator="affine-3d")
+    with pytest.raises(BuildError, match=f"{encoder!r} and 'dinov2-vitl14-reg' are different net"):
+        fit(recipe, everything(LastHiddenState()))
 
 
 def test_options_of_the_vlm_reach_its_builder() -> None:

@@ -133,5 +133,5 @@ def refuse_random(owner: str, repository: str, unknown: str) -> None:
     """
     raise WeightsError(
         f"{owner!r} cannot be built with random weights: {unknown} comes with the weights of "
-        f"{repository}; pass weights='pretrained', or a folder that holds them"
+        f"{repository}; take weights='pretrained', or a recipe without it: derive(generator=None)"
     )
