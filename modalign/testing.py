@@ -93,7 +93,7 @@ def check_encoder(
     )
     samples = SAMPLES[spec.modality]() if samples is None else list(samples)
     _require(len(samples) >= 2, "give at least two samples: batches are compared with single ones")
-    encoder = spec.build(**{"weights": "random", **build_options})
+    encoder = _built(spec, build_options)
     _require(
         encoder.stream == spec.stream,
         f"the encoder's stream {encoder.stream.space!r} is not the declared one, "
@@ -156,7 +156,7 @@ def check_vlm(
             prompts.append(Prompt("a red mug", (pictures()[0],)))
     prompts = list(prompts)
     _require(len(prompts) >= 2, "give at least two prompts: batches are compared with single ones")
-    adapter = spec.build(**{"weights": "random", **build_options})
+    adapter = _built(spec, build_options)
     width = adapter.hidden_dim
     _require(
         spec.hidden_dim in (None, width),
@@ -218,8 +218,7 @@ def check_generator(
     """
     import torch
 
-    options = {"weights": "random", **build_options}
-    generator = spec.build(**options)
+    generator = _built(spec, build_options)
     _require(
         generator.accepts == spec.accepts,
         f"the generator accepts {generator.accepts.space!r}, not the declared "
@@ -239,7 +238,7 @@ def check_generator(
         with _global_random_state_kept("generate"):
             assets = generator.generate(stream, seed=0, progress=steps.append)
     except GenerationError:
-        if options["weights"] != "random":
+        if build_options.get("weights", "random") != "random":
             raise
         return
     size = len(next(iter(stream.values())))
@@ -264,6 +263,18 @@ def check_generator(
         _require(other, "another seed gives another asset, but the generator is said to decode")
     else:
         _require(not other, "another seed gives the same asset: seed has no effect")
+
+
+def _built(spec: Any, build_options: Mapping[str, Any]) -> Any:
+    """The part, with random weights unless the options say otherwise; the same every time.
+
+    Libraries draw weights from torch's global generator: it is seeded here, and put back.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return spec.build(**{"weights": "random", **build_options})
 
 
 def _check_prepared(prepared: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> None:

@@ -378,3 +378,17 @@ def test_pictures_differ_and_repeat():
     first, second = pictures(), pictures()
     assert [image.tobytes() for image in first] == [image.tobytes() for image in second]
     assert len({image.tobytes() for image in first}) == 3
+
+
+def test_random_weights_are_the_same_in_every_check_and_the_global_state_is_kept():
+    drawn = []
+
+    def random(**options):
+        drawn.append(float(torch.rand(())))
+        return Encoder(**options)
+
+    before = torch.get_rng_state()
+    for _ in range(2):
+        check_encoder(encoder_spec(random))
+    assert drawn[0] == drawn[1]
+    assert torch.equal(before, torch.get_rng_state())
