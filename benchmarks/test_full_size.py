@@ -78,8 +78,8 @@ sizes = replace(
     vision={**QWEN_3B.vision, "depth": 1, "fullatt_block_indexes": [0]},  # no picture is read
 )
 adapter = adapter_of(sizes, weights="random")
-caption = "a tall red mug with a blue handle, standing on a small round wooden table " * 4
-batch = adapter.prepare([Prompt(f"{caption}{k}") for k in range(4)])
+caption = "tall red mugs with blue handles, standing on a small round wooden table"
+batch = adapter.prepare([Prompt(f"{k} {caption}") for k in range(4)])  # only the template is shared
 soft = torch.randn(1, 64, adapter.hidden_dim, requires_grad=True)
 def step():
     getattr(adapter, sys.argv[1])(batch, soft).hidden.square().mean().backward()

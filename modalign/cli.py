@@ -227,7 +227,7 @@ def convert(
 
 @plugin_app.command(name="check")
 def plugin_check(
-    name: Annotated[str, typer.Argument(help="An encoder, VLM or generator.")],
+    name: Annotated[str, typer.Argument(help="An encoder, VLM, generator or space map.")],
 ) -> None:
     """Run the contract checks on a registered part, with random weights."""
     from modalign import testing
@@ -237,12 +237,13 @@ def plugin_check(
         "encoders": testing.check_encoder,
         "vlms": testing.check_vlm,
         "generators": testing.check_generator,
+        "space_maps": testing.check_space_map,
     }
     found = installed().find(name)
     if not any(kind in checks for kind, _ in found):
         raise ModalignError(
-            f"{name!r} is a {SINGULAR[found[0][0]]}; only encoders, vlms and generators have "
-            "a contract to check"
+            f"{name!r} is a {SINGULAR[found[0][0]]}; only encoders, vlms, generators and space "
+            "maps have a contract to check"
         )
     for kind, entry in found:
         if kind in checks:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from modalign.spaces import LAYERNORM_EPS, normalisation, refusal, route
+from modalign.spaces import refusal, route
 from modalign.specs import EncoderSpec, GeneratorSpec, SpaceMap, VLMSpec
-from modalign.tokens import TokenStreamSpec
+from modalign.tokens import LAYERNORM_EPS, TokenStreamSpec
 
 # The middle part of a space's name, in words.
 NORMALISATIONS = {
@@ -33,7 +33,7 @@ def pair_rows(
         ("pair", *verdict),
         ("space", made.space, read.space),
         ("groups", groups(made), groups(read)),
-        ("normalisation", in_words(normalisation(made.space)), in_words(normalisation(read.space))),
+        ("normalisation", in_words(made.normalisation), in_words(read.normalisation)),
         ("preprocessing", encoder.preprocessing, "of its conditions: the encoder's"),
         ("null condition", "", generator.null_condition),
         ("image domain", "", generator.image_domain),

@@ -24,7 +24,6 @@ from modalign.hub import upload
 from modalign.models.reading import layer_pooling
 from modalign.recipe import ReadingConfig, Recipe, SamplerConfig
 from modalign.sampling import sample
-from modalign.spaces import project
 from modalign.specs import (
     Asset,
     Example,
@@ -252,7 +251,7 @@ class Pipeline(nn.Module):
                 mask=condition.mask,
             )
         require_finite("alignment", stream)
-        return project(self.stream, stream) if sampler.project else stream
+        return self.stream.project(stream) if sampler.project else stream
 
     @torch.no_grad()
     def generate(

@@ -1,4 +1,4 @@
-"""Token spaces: which lead to which, why others do not, and how a point returns to its manifold."""
+"""Token spaces: which lead to which, and why others do not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 from modalign.specs import SpaceMap, StreamMap
 from modalign.tokens import TokenStream, TokenStreamSpec
-
-LAYERNORM_EPS = 1e-5  # of the affine-free LayerNorm that TRELLIS and GAP3D apply
 
 
 @dataclass(frozen=True)
@@ -97,43 +95,18 @@ def refusal(source: TokenStreamSpec, target: TokenStreamSpec) -> str:
         return (
             "they share a space and differ in layout: groups can be dropped, not added or reshaped"
         )
-    if encoder_of(source.space) != encoder_of(target.space):
+    if source.encoder != target.encoder:
         return (
-            f"{encoder_of(source.space)!r} and {encoder_of(target.space)!r} are different "
+            f"{source.encoder!r} and {target.encoder!r} are different "
             "networks, whose tokens mean different things even where shapes agree"
         )
-    if normalisation(source.space) != normalisation(target.space):
+    if source.normalisation != target.normalisation:
         return (
-            f"the same network, but {normalisation(source.space) or 'plain'!r} and "
-            f"{normalisation(target.space) or 'plain'!r} tokens are other numbers, and no "
+            f"the same network, but {source.normalisation or 'plain'!r} and "
+            f"{target.normalisation or 'plain'!r} tokens are other numbers, and no "
             "installed map joins them"
         )
     return "the same network at another resolution: other patches, other numbers"
-
-
-def encoder_of(space: str) -> str:
-    """The first part of `<encoder>/<normalisation>[@<resolution>]`."""
-    return space.partition("/")[0].partition("@")[0]
-
-
-def normalisation(space: str) -> str:
-    """The middle part of `<encoder>/<normalisation>[@<resolution>]`; empty if there is none."""
-    return space.partition("/")[2].partition("@")[0]
-
-
-def project(spec: TokenStreamSpec, stream: TokenStream) -> TokenStream:
-    """The nearest stream that the encoder of `spec` could have made, as far as its space tells.
-
-    Tokens of an affine-free LayerNorm space get mean 0 and variance 1 over D; others are unchanged.
-    """
-    if normalisation(spec.space) != "layernorm":
-        return dict(stream)
-    from torch.nn.functional import layer_norm
-
-    return {
-        name: layer_norm(tokens.float(), tokens.shape[-1:], eps=LAYERNORM_EPS).to(tokens.dtype)
-        for name, tokens in stream.items()
-    }
 
 
 def _ends(space_map: SpaceMap, forward: bool) -> tuple[TokenStreamSpec, TokenStreamSpec]:

@@ -1,4 +1,4 @@
-"""The contract as a test kit: what every encoder, VLM adapter and generator must do.
+"""The contract as a test kit: what every encoder, VLM adapter, generator and map must do.
 
 For plugin authors: `check_encoder(spec)` in a test of their own, or `modalign plugin check NAME`.
 Random weights suffice; a full-size model then takes its memory, but no download.
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from modalign.errors import GenerationError, PromptError
-from modalign.spaces import project
 from modalign.specs import (
     Asset,
     EncoderSpec,
@@ -20,6 +19,7 @@ from modalign.specs import (
     Progress,
     Prompt,
     ReadsLayers,
+    SpaceMap,
     VLMSpec,
 )
 from modalign.tokens import TokenStream, TokenStreamSpec
@@ -126,7 +126,7 @@ def check_encoder(
             _require_close(
                 alone[name][0], tokens[index], f"group {name!r} of a sample depends on its batch"
             )
-    for name, tokens in project(spec.stream, stream).items():
+    for name, tokens in spec.stream.project(stream).items():
         _require_close(
             stream[name], tokens, f"group {name!r} lies off the space {spec.stream.space!r}"
         )
@@ -230,7 +230,7 @@ def check_generator(
             group.name: torch.randn(2, group.num_tokens, group.dim, generator=draw)
             for group in spec.accepts.groups
         }
-        stream = project(spec.accepts, noise)
+        stream = spec.accepts.project(noise)
     spec.accepts.check(stream)
     kept = {name: tokens.clone() for name, tokens in stream.items()}
     steps: list[Progress] = []
@@ -263,6 +263,38 @@ def check_generator(
         _require(other, "another seed gives another asset, but the generator is said to decode")
     else:
         _require(not other, "another seed gives the same asset: seed has no effect")
+
+
+def check_space_map(spec: SpaceMap, **build_options: Any) -> None:
+    """Accept a map that carries streams from its source's layout to its target's, and back.
+
+    `build_options` go to `spec.build`; without them the weights are random.
+
+    Raises:
+        ContractError: a clause is broken.
+    """
+    import torch
+
+    forward, inverse = _built(spec, build_options)
+    source, target = spec.source_stream, spec.target_stream
+    draw = torch.Generator().manual_seed(0)
+    shapes = {group.name: (2, group.num_tokens, group.dim) for group in source.groups}
+    stream = source.project(
+        {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    )
+    carried = forward(dict(stream))
+    try:
+        target.check(carried)
+    except ValueError as error:
+        raise ContractError(f"forward does not give the target's layout: {error}") from error
+    _require(
+        (inverse is None) == spec.one_way,
+        "a map is one-way exactly if it has no inverse: one_way is "
+        f"{spec.one_way}, and the inverse is {'None' if inverse is None else 'there'}",
+    )
+    if inverse is not None:
+        for name, tokens in inverse(dict(carried)).items():
+            _require_close(tokens, stream[name], f"group {name!r} does not come back")
 
 
 def _built(spec: Any, build_options: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from torch import Tensor
 
+LAYERNORM_EPS = 1e-5  # of the affine-free LayerNorm that TRELLIS and GAP3D apply
 TokenStream = dict[str, "Tensor"]
 """One tensor (B, K, D) per group, keyed by the group's name, in the order of its spec."""
 
@@ -71,6 +72,16 @@ class TokenStreamSpec(BaseModel):
         return self
 
     @property
+    def encoder(self) -> str:
+        """Whose tokens they are: the first part of `<encoder>/<normalisation>[@<resolution>]`."""
+        return self.space.partition("/")[0].partition("@")[0]
+
+    @property
+    def normalisation(self) -> str:
+        """The middle part of `<encoder>/<normalisation>[@<resolution>]`; empty if there is none."""
+        return self.space.partition("/")[2].partition("@")[0]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Group names in stream order."""
         return tuple(group.name for group in self.groups)
@@ -119,6 +130,21 @@ class TokenStreamSpec(BaseModel):
             )
         parts = torch.split(tokens, [group.num_tokens for group in self.groups], dim=1)
         return dict(zip(self.names, parts, strict=True))
+
+    def project(self, stream: Mapping[str, Tensor]) -> TokenStream:
+        """The nearest stream that the encoder could have made, as far as its space tells.
+
+        Tokens of an affine-free LayerNorm space get mean 0 and variance 1 over D; others are
+        unchanged.
+        """
+        if self.normalisation != "layernorm":
+            return dict(stream)
+        from torch.nn.functional import layer_norm
+
+        return {
+            name: layer_norm(tokens.float(), tokens.shape[-1:], eps=LAYERNORM_EPS).to(tokens.dtype)
+            for name, tokens in stream.items()
+        }
 
     def check(self, stream: Mapping[str, Tensor]) -> None:
         """Accept `stream` if it has exactly this layout and one batch size.

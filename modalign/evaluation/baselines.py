@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from modalign.pipeline import Pipeline
 from modalign.sampling import sample
-from modalign.spaces import project
 from modalign.tokens import TokenStream
 
 
@@ -32,7 +31,7 @@ def unconditional(pipeline: Pipeline, seeds: Sequence[int]) -> TokenStream:
         sampler=recipe.sampler.model_copy(update={"guidance": 1.0}),
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
     )
-    return project(pipeline.stream, stream) if recipe.sampler.project else stream
+    return pipeline.stream.project(stream) if recipe.sampler.project else stream
 
 
 class NearestText:

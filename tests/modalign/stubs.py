@@ -31,7 +31,6 @@ from modalign import (
 )
 from modalign.checkpoint import save_checkpoint
 from modalign.objectives import flow_matching
-from modalign.spaces import project
 
 STREAM = TokenStreamSpec(
     space="stub/layernorm@28",
@@ -61,7 +60,7 @@ class Encoder:
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         ramp = torch.arange(STREAM.num_tokens * 4.0).view(1, -1, 4)
-        return project(STREAM, STREAM.split(torch.sin(ramp * batch[:, :, None])))
+        return STREAM.project(STREAM.split(torch.sin(ramp * batch[:, :, None])))
 
 
 class VLM:

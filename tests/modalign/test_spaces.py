@@ -1,4 +1,4 @@
-"""Spaces: which are joined, and what lies on them."""
+"""Spaces: which are joined, and why others are not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modalign import SpaceMap, TokenGroup, TokenStreamSpec
-from modalign.spaces import normalisation, project, refusal, route
+from modalign.spaces import refusal, route
 
 GROUPS = (
     TokenGroup(name="cls", shape=(1,), dim=6),
@@ -22,19 +22,6 @@ def draw(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     packed = 3 + 2 * torch.randn(2, 5, 6, generator=generator)
     return spec("test/any").split(packed)
-
-
-@pytest.mark.parametrize(
-    ("space", "expected"),
-    [
-        ("dinov2-vitl14-reg/layernorm@518", "layernorm"),
-        ("dinov2/affine", "affine"),
-        ("points", ""),
-        ("points@512", ""),
-    ],
-)
-def test_a_space_names_its_normalisation(space: str, expected: str) -> None:
-    assert normalisation(space) == expected
 
 
 def scaling(factor: float, source: TokenStreamSpec, target: TokenStreamSpec) -> SpaceMap:
@@ -157,28 +144,3 @@ def test_a_map_is_built_with_the_options_of_its_parts() -> None:
     assert way is not None
     way.build(weights="random", device="meta")
     assert asked == {"weights": "random", "device": "meta"}
-
-
-def test_projection_gives_mean_0_and_variance_1_once_and_for_all() -> None:
-    """Of each token over D; a second projection changes nothing beyond the epsilon."""
-    space = spec("a/layernorm@28")
-    once = project(space, draw())
-    for name, tokens in once.items():
-        torch.testing.assert_close(
-            tokens.mean(-1), torch.zeros(tokens.shape[:2]), atol=1e-6, rtol=0
-        )
-        torch.testing.assert_close(
-            tokens.var(-1, correction=0), torch.ones(tokens.shape[:2]), atol=1e-4, rtol=0
-        )
-        torch.testing.assert_close(project(space, once)[name], tokens, atol=1e-4, rtol=0)
-
-
-def test_projection_leaves_other_spaces_alone() -> None:
-    stream = draw()
-    kept = project(spec("a/affine@28"), stream)
-    assert all(kept[name] is stream[name] for name in stream)
-
-
-def test_projection_keeps_the_precision_it_was_given() -> None:
-    half = {name: tokens.bfloat16() for name, tokens in draw().items()}
-    assert all(t.dtype == torch.bfloat16 for t in project(spec("a/layernorm"), half).values())

@@ -15,15 +15,18 @@ from modalign import (
     GenerationError,
     GeneratorSpec,
     PromptError,
+    SpaceMap,
     TokenGroup,
     TokenStreamSpec,
     VLMOutput,
     VLMSpec,
+    installed,
 )
 from modalign.testing import (
     ContractError,
     check_encoder,
     check_generator,
+    check_space_map,
     check_vlm,
     pictures,
     point_clouds,
@@ -392,3 +395,42 @@ def test_random_weights_are_the_same_in_every_check_and_the_global_state_is_kept
         check_encoder(encoder_spec(random))
     assert drawn[0] == drawn[1]
     assert torch.equal(before, torch.get_rng_state())
+
+
+def space_map(forward, inverse, one_way=False):
+    twin = STREAM.model_copy(update={"space": "toy/twin"})
+    return SpaceMap(
+        name="toy",
+        source_stream=STREAM,
+        target_stream=twin,
+        build=lambda **options: (forward, inverse),
+        one_way=one_way,
+    )
+
+
+def scaled(factor):
+    return lambda stream: {name: factor * tokens for name, tokens in stream.items()}
+
+
+def test_maps_that_come_back_or_say_that_they_do_not_pass():
+    check_space_map(space_map(scaled(2), scaled(0.5)))
+    check_space_map(space_map(scaled(2), None, one_way=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "clause"),
+    [
+        (space_map(scaled(2), scaled(2)), "does not come back"),
+        (space_map(scaled(2), None), "one_way is False, and the inverse is None"),
+        (space_map(scaled(2), scaled(0.5), one_way=True), "one_way is True, and the inverse is th"),
+        (space_map(lambda stream: {}, dict), "forward does not give the target's layout"),
+    ],
+)
+def test_a_broken_map_is_told_which_clause(spec, clause):
+    with pytest.raises(ContractError, match=clause):
+        check_space_map(spec)
+
+
+@pytest.mark.parametrize("name", ["dinov2-mini-reg-affine", "eva-clip-e14-plus-pooling"])
+def test_registered_maps_keep_the_contract(name):
+    check_space_map(installed().get("space_maps", name))

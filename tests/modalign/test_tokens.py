@@ -59,3 +59,51 @@ def test_a_layout_with_a_doubled_or_empty_group_is_refused() -> None:
 def test_split_says_what_it_got() -> None:
     with pytest.raises(ValueError, match=r"packs to \(B, 12, 6\), got \(2, 11, 6\)"):
         SPEC.split(torch.zeros(2, 11, 6))
+
+
+def of(space: str) -> TokenStreamSpec:
+    return SPEC.model_copy(update={"space": space})
+
+
+def draw() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return SPEC.split(3 + 2 * torch.randn(2, 12, 6, generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("space", "encoder", "normalisation"),
+    [
+        ("dinov2-vitl14-reg/layernorm@518", "dinov2-vitl14-reg", "layernorm"),
+        ("dinov2/affine", "dinov2", "affine"),
+        ("points", "points", ""),
+        ("points@512", "points", ""),
+    ],
+)
+def test_a_space_names_its_encoder_and_normalisation(
+    space: str, encoder: str, normalisation: str
+) -> None:
+    assert (of(space).encoder, of(space).normalisation) == (encoder, normalisation)
+
+
+def test_projection_gives_mean_0_and_variance_1_once_and_for_all() -> None:
+    """Of each token over D; a second projection changes nothing beyond the epsilon."""
+    once = SPEC.project(draw())
+    for name, tokens in once.items():
+        torch.testing.assert_close(
+            tokens.mean(-1), torch.zeros(tokens.shape[:2]), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            tokens.var(-1, correction=0), torch.ones(tokens.shape[:2]), atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(SPEC.project(once)[name], tokens, atol=1e-4, rtol=0)
+
+
+def test_projection_leaves_other_spaces_alone() -> None:
+    stream = draw()
+    kept = of("a/affine@28").project(stream)
+    assert all(kept[name] is stream[name] for name in stream)
+
+
+def test_projection_keeps_the_precision_it_was_given() -> None:
+    half = {name: tokens.bfloat16() for name, tokens in draw().items()}
+    assert all(t.dtype == torch.bfloat16 for t in SPEC.project(half).values())

@@ -25,7 +25,6 @@ from modalign.models.released import from_released
 from modalign.objectives.flow_matching import FlowMatching
 from modalign.recipes.gap3d import GAP3D
 from modalign.sampling.schedule import training_times
-from modalign.spaces import project
 from tests.golden.case import Case
 from tests.golden.runners.gap3d import (
     Outputs,
@@ -114,7 +113,7 @@ def target_stream(case: Case, raw: Tensor) -> tuple[TokenStreamSpec, Outputs]:
         TokenGroup(name="patches", shape=(side, side), dim=dim),
     )
     spec = TokenStreamSpec(space="golden/layernorm", groups=groups)
-    return spec, project(spec, spec.split(raw))
+    return spec, spec.project(spec.split(raw))
 
 
 def run_soft_tokens(case: Case) -> Outputs:
