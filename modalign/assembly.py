@@ -246,7 +246,7 @@ def _assemble(
         builders,
         objective=chosen.objective.build(recipe, stream, **recipe.objective.options),
         devices=devices,
-        about=_about(recipe, chosen),
+        about=described(chosen),
         modality=chosen.encoder.modality,
         random=weights == "random",
     )
@@ -417,7 +417,7 @@ def _file(path: Path) -> Path:
     return path / WEIGHTS_NAME if path.is_dir() else path
 
 
-def _about(recipe: Recipe, chosen: Choice) -> dict[str, Any]:
+def described(chosen: Choice) -> dict[str, Any]:
     """What a saved file says of the parts around its head, as JSON content."""
     parts = {"vlms": chosen.vlm, "encoders": chosen.encoder, "generators": chosen.generator}
     told = {

@@ -289,8 +289,12 @@ class Pipeline(nn.Module):
             self.parts.release("generator", "connect")
         return assets
 
-    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+    def save(
+        self, path: str | PathLike[str], *, dtype: torch.dtype | None = None, **extra: Any
+    ) -> None:
         """Write one self-contained file: what is trained, and all that describes it.
+
+        Trained tensors are stored in `dtype`, or as they are if None.
 
         The header holds the recipe, the stream's layout, sources and licences of all parts, the
         prompt's template, preprocessing, null condition, and a fingerprint of the encoder, by which
@@ -306,11 +310,18 @@ class Pipeline(nn.Module):
             with suppress(WeightsError):
                 about["fingerprint"] = fingerprint(self.parts.encoder, self.parts.modality)
         with self._head_loaded():
-            tensors = {**self.trainable(), **self.frozen_tensors}
-            save_checkpoint(path, tensors, self.recipe, self.stream, about)
+            trained = {
+                name: tensor.detach().to(dtype or tensor.dtype)
+                for name, tensor in self.trainable().items()
+            }
+            save_checkpoint(
+                path, {**trained, **self.frozen_tensors}, self.recipe, self.stream, about
+            )
         self.extra = about
 
-    def save_pretrained(self, folder: str | PathLike[str], **extra: Any) -> None:
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, dtype: torch.dtype | None = None, **extra: Any
+    ) -> None:
         """Write `model.safetensors` (see `save`), `config.json` and a model card into `folder`.
 
         A card that is there already is kept: somebody may have written it.
@@ -319,7 +330,7 @@ class Pipeline(nn.Module):
             OutputError: the folder cannot be written.
         """
         folder = Path(folder)
-        self.save(folder / WEIGHTS_NAME, **extra)
+        self.save(folder / WEIGHTS_NAME, dtype=dtype, **extra)
         card = folder / "README.md"
         count = sum(parameter.numel() for parameter in self.trainable().values())
         config = {"library_name": "modalign", "recipe": self.recipe.model_dump(mode="json")}
@@ -338,6 +349,7 @@ class Pipeline(nn.Module):
         private: bool = False,
         token: str | None = None,
         commit_message: str = "Upload with modalign",
+        dtype: torch.dtype | None = None,
         **extra: Any,
     ) -> str:
         """Save into a repository on the Hub, made if need be; returns the commit's address.
@@ -346,7 +358,7 @@ class Pipeline(nn.Module):
             OutputError: the Hub cannot be reached, or refuses.
         """
         with TemporaryDirectory() as aside:
-            self.save_pretrained(aside, **extra)
+            self.save_pretrained(aside, dtype=dtype, **extra)
             return upload(
                 Path(aside), repo_id, private=private, token=token, message=commit_message
             )

@@ -83,6 +83,17 @@ def test_what_was_loaded_is_kept_when_it_is_saved_again(pipeline, tmp_path: Path
     assert same(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
 
 
+def test_trained_tensors_are_stored_in_the_dtype_asked_for(pipeline, tmp_path: Path) -> None:
+    """Those of frozen parts as they are; the pipeline itself does not change."""
+    pipeline.frozen_tensors = {"frozen.token_rows": torch.ones(3, 8)}
+    pipeline.save(tmp_path / "x.safetensors", dtype=torch.float16)
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in set(file.keys())}
+    assert kinds.pop("frozen.token_rows") == torch.float32
+    assert set(kinds.values()) == {torch.float16}
+    assert pipeline.soft_tokens.dtype == torch.float32
+
+
 class OtherEncoder(stubs.Encoder):
     """The same layout and space, other weights."""
 
