@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modalign.errors import BuildError, RegistryError, WeightsError
+from modalign.errors import BuildError, WeightsError
+from modalign.fitting import Choice, fit, lacking, too_many_soft_tokens
 from modalign.hub import downloaded
 from modalign.recipe import ReadingConfig, Recipe
-from modalign.registry import Registry, installed, missing_modules
-from modalign.spaces import Route, refusal, route
-from modalign.specs import (
-    Asset,
-    EncoderSpec,
-    GeneratorSpec,
-    ObjectiveSpec,
-    PluginSpec,
-    ReadsLayers,
-    TargetEncoder,
-    VLMSpec,
-)
+from modalign.registry import Registry, installed
+from modalign.spaces import route
+from modalign.specs import Asset, ReadsLayers, TargetEncoder, VLMSpec
 from modalign.tokens import TokenStream, TokenStreamSpec
 
 if TYPE_CHECKING:
@@ -33,7 +24,7 @@ if TYPE_CHECKING:
 
     from modalign.checkpoint import Checkpoint
     from modalign.fingerprint import Fingerprint
-    from modalign.pipeline import Parts, Pipeline
+    from modalign.pipeline import Pipeline
 
     Device = str | torch.device
 
@@ -123,86 +114,6 @@ def from_pretrained(
     )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The catalogue entries that a recipe names, found and compared.
-
-    `route` leads from the encoder's space to the generator's; None without a generator.
-    """
-
-    vlm: VLMSpec
-    encoder: EncoderSpec
-    objective: ObjectiveSpec
-    generator: GeneratorSpec | None
-    route: Route | None
-
-
-def fit(recipe: Recipe, registry: Registry) -> Choice:
-    """The parts of `recipe`, compared on plain data before anything is loaded.
-
-    Raises:
-        BuildError: lists every unknown name, missing library and misfit at once.
-    """
-    misfits: list[str] = []
-    found: dict[str, Any] = {}
-    for kind, name in recipe.parts().items():
-        try:
-            found[kind] = registry.get(kind, name)
-        except RegistryError as error:
-            misfits.append(str(error))
-    for entry in found.values():
-        misfits += _lacking(entry)
-    vlm, encoder = found.get("vlms"), found.get("encoders")
-    objective, generator = found.get("objectives"), found.get("generators")
-    way: Route | None = None
-    if vlm is not None and vlm.max_positions is not None:
-        misfits += too_many_soft_tokens(recipe, vlm.max_positions)
-    if objective is not None and objective.head != "dit":
-        misfits.append(
-            f"objective {objective.name!r} trains a head of kind {objective.head!r}; "
-            "recipes build a 'dit'"
-        )
-    if encoder is not None and generator is not None:
-        maps = registry.catalogue.space_maps.values()
-        way = route(encoder.stream, generator.accepts, maps)
-        if way is None:
-            misfits.append(
-                f"encoder {encoder.name!r} makes {encoder.stream.space!r}, but generator "
-                f"{generator.name!r} reads {generator.accepts.space!r}: "
-                f"{refusal(encoder.stream, generator.accepts)}; choose a generator of the "
-                "encoder's space, or the encoder it was trained on"
-            )
-    if misfits:
-        raise BuildError("; ".join(misfits))
-    assert vlm is not None
-    assert encoder is not None
-    assert objective is not None
-    return Choice(vlm, encoder, objective, generator, way)
-
-
-def _lacking(entry: PluginSpec) -> list[str]:
-    """What to install for `entry`, in one sentence; empty if nothing is missing."""
-    missing = missing_modules(entry.requires)
-    if not missing:
-        return []
-    return [f"{entry.name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"]
-
-
-def produced(recipe: str | Recipe, registry: Registry | None = None) -> str:
-    """What the recipe's generator makes, such as "mesh" or "picture"; no model is touched.
-
-    Raises:
-        RegistryError: the recipe's name is unknown.
-        BuildError: it has no generator, or its parts do not fit.
-    """
-    registry = registry or installed()
-    named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
-    generator = fit(named, registry).generator
-    if generator is None:
-        raise BuildError(f"recipe {named.name!r} has no generator: it makes tokens and no asset")
-    return generator.produces
-
-
 def _assemble(
     recipe: Recipe,
     chosen: Choice,
@@ -251,7 +162,7 @@ def _assemble(
         random=weights == "random",
     )
     if not stagewise:
-        _build_all(parts)
+        parts.build("vlm", "generator", "connect")
     condition_dim = _condition_dim(recipe, chosen.vlm, parts.vlm)
     empty = checkpoint is not None
     with torch.device("meta") if empty else devices["head"], _default(shared["dtype"]):
@@ -334,16 +245,6 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def too_many_soft_tokens(recipe: Recipe, max_positions: int) -> list[str]:
-    """What is wrong with the recipe's number of soft tokens, if anything."""
-    if recipe.num_soft_tokens < max_positions:
-        return []
-    return [
-        f"recipe {recipe.name!r} appends {recipe.num_soft_tokens} soft tokens, but "
-        f"{recipe.vlm!r} reads at most {max_positions} positions; lower num_soft_tokens"
-    ]
-
-
 def _condition_dim(recipe: Recipe, spec: VLMSpec, vlm: Any) -> int:
     """The width C of the built adapter's states, once it is known to give what the recipe reads.
 
@@ -383,8 +284,8 @@ def _decoder(
             f"shows as pictures ({known or 'none is installed'})"
         )
     way, spec = min(found, key=lambda pair: (len(pair[0].maps), pair[1].name))
-    if lacking := _lacking(spec):
-        raise BuildError(*lacking)
+    if absent := lacking(spec):
+        raise BuildError(*absent)
     decoder = spec.build(**options)
     carry = way.build(**options)
 
@@ -392,22 +293,6 @@ def _decoder(
         return decoder.generate(carry(stream), seed=0)  # it draws nothing
 
     return show
-
-
-def _build_all(parts: Parts) -> None:
-    """Build what generating needs, now.
-
-    Raises:
-        WeightsError: lists what every part misses, not only the first.
-    """
-    missing: list[str] = []
-    for kind in ("vlm", "generator"):
-        try:
-            getattr(parts, kind)
-        except WeightsError as error:
-            missing.append(str(error))
-    if missing:
-        raise WeightsError("; ".join(missing))
 
 
 def _file(path: Path) -> Path:

@@ -73,20 +73,29 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Make a 3-D asset, with a picture of it beside it, or a picture, from a sentence."""
-    from modalign.assembly import build, produced
+    from modalign.assembly import build
     from modalign.files import output_paths, preview_path, read_image, save_all
+    from modalign.fitting import produced
+    from modalign.registry import installed
     from modalign.specs import Progress, Prompt
     from modalign.terminal import stages
 
     if not prompt.strip():
         raise PromptError("the prompt is empty; describe what to make")
-    targets = output_paths(output, num_samples, inputs=image or (), produces=produced(recipe))
+    registry = installed()
+    made = produced(recipe, registry)
+    targets = output_paths(output, num_samples, inputs=image or (), produces=made)
     asked = Prompt(prompt, tuple(read_image(path) for path in image or ()))
     replaced = {target for target in targets if target.exists()}
 
     with stages() as report:
         report(Progress("loading", 0, 1))
-        pipeline = build(recipe, weights=checkpoint or "pretrained", device=usable(device))
+        pipeline = build(
+            recipe,
+            weights=checkpoint or "pretrained",
+            device=usable(device),
+            registry=registry,
+        )
         report(Progress("loading", 1, 1))
         assets = pipeline.generate(
             asked,

@@ -115,6 +115,22 @@ class Parts:
         pictures: list[Asset] = self._get("decoder")(moved)
         return pictures
 
+    def build(self, *kinds: str) -> None:
+        """Build these parts now, those of them that the recipe has.
+
+        Raises:
+            WeightsError: lists what every part misses, not only the first.
+        """
+        missing: list[str] = []
+        for kind in kinds:
+            if kind in self._builders:
+                try:
+                    self._get(kind)
+                except WeightsError as error:
+                    missing.append(str(error))
+        if missing:
+            raise WeightsError("; ".join(missing))
+
     def release(self, *kinds: str) -> None:
         """Forget parts, so that their memory is free; used again, they are built again."""
         for kind in kinds:

@@ -23,7 +23,7 @@ ROWS = [
     {"registry"},
     {"spaces"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
-    {"contract", "fingerprint"},
+    {"contract", "fingerprint", "fitting"},
     {"card", "checkpoint"},
     {"conversion"},
     {"pipeline"},

@@ -18,8 +18,8 @@ from modalign import (
     build,
     installed,
 )
-from modalign.assembly import fit
 from modalign.checkpoint import load_checkpoint, save_checkpoint
+from modalign.fitting import fit
 from modalign.objectives import flow_matching
 from modalign.recipes.gap3d import GAP3D
 from modalign.registry import Registry

@@ -61,7 +61,6 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Registry],
 
     def replace_installed(registry: Registry) -> list[str]:
         monkeypatch.setattr("modalign.registry.installed", lambda: registry)
-        monkeypatch.setattr("modalign.assembly.installed", lambda: registry)
         weights = stubs.checkpoint(tmp_path / "stub.safetensors", registry)
         return ["--recipe", "stub", "--checkpoint", str(weights)]
 
@@ -127,7 +126,7 @@ def test_an_extension_of_something_else_is_refused_before_anything_is_built(
         vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modalign.assembly.installed", lambda: known)
+        patch.setattr("modalign.registry.installed", lambda: known)
         output = () if name is None else ("-o", name)
         refused(command("generate", "a mug", *output, *options), *parts)
 
@@ -148,7 +147,7 @@ def test_a_recipe_without_a_generator_is_refused(command: Command, use: Any) -> 
     options = use(stubs.registry())
     known = stubs.registry(stubs.RECIPE.derive(generator=None), vlm={"build": stubs.refusing})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modalign.assembly.installed", lambda: known)
+        patch.setattr("modalign.registry.installed", lambda: known)
         refused(command("generate", "a mug", *options), "recipe 'stub' has no generator")
 
 
@@ -185,7 +184,7 @@ def test_a_recipe_whose_parts_are_in_other_spaces_is_refused(command: Command, u
     space = TokenStreamSpec(space="other/layernorm@28", groups=stubs.STREAM.groups)
     use_registry = stubs.registry(generator={"accepts": space, "build": stubs.refusing})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modalign.assembly.installed", lambda: use_registry)
+        patch.setattr("modalign.registry.installed", lambda: use_registry)
         outcome = command("generate", "a mug", *options)
     refused(outcome, "stub/layernorm@28", "other/layernorm@28", "different networks")
 
