@@ -6,7 +6,10 @@ import importlib.metadata
 import tomllib
 from pathlib import Path
 
-from modalign import TokenStreamSpec, installed
+import pytest
+import torch
+
+from modalign import TokenStreamSpec, build, installed
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -61,3 +64,22 @@ def test_the_outside_encoder_keeps_the_contract() -> None:
     from modalign.testing import check_encoder
 
     check_encoder(installed().get("encoders", "dinov3-vits16plus"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        recipe.name
+        for recipe in installed().catalogue.recipes.values()
+        if recipe.checkpoint is not None
+    ],
+)
+def test_shipped_weights_say_what_they_are_and_know_their_encoder(name: str) -> None:
+    """The fingerprint is of the encoder that ships; one with other weights would be refused."""
+    pipeline = build(installed().get("recipes", name).derive(generator=None))
+    said = pipeline.extra
+    assert said["parts"]["encoders"]["name"] == pipeline.recipe.encoder
+    assert "{prompt}" in said["prompt_template"]
+    assert said["training"]["commit"]
+    assert set(said["statistics"]) == set(said["fingerprint"]) == set(pipeline.stream.names)
+    pipeline.stream.check(pipeline.parts.encoder.encode(torch.zeros(1, 3, 112, 112)))
