@@ -127,7 +127,8 @@ def _assemble(
 
     from modalign.checkpoint import load_trained
     from modalign.models.dit import TokenStreamDiT
-    from modalign.pipeline import Parts, Pipeline
+    from modalign.parts import Parts
+    from modalign.pipeline import Pipeline
 
     shared: dict[str, Any] = {
         "weights": "random" if weights == "random" else "pretrained",

@@ -23,7 +23,7 @@ ROWS = [
     {"registry"},
     {"spaces"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
-    {"contract", "fingerprint", "fitting"},
+    {"contract", "fingerprint", "fitting", "parts"},
     {"card", "checkpoint"},
     {"conversion"},
     {"pipeline"},
