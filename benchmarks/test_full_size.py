@@ -1,6 +1,6 @@
 """GAP3D's sizes with random weights: time beside a second implementation, and peak memory.
 
-`pytest benchmarks/test_full_size.py -m slow`: a few minutes, 12 GB of memory, 6 GB of disk. Each
+`pytest benchmarks/test_full_size.py -m slow`: a few minutes, 16 GB of memory, 6 GB of disk. Each
 case runs in a process of its own, whose peak memory counts from just before what is measured; read
 ratios inside a group. On a CUDA device sampling runs at full depth, in bfloat16.
 """
@@ -77,10 +77,11 @@ sizes = replace(
     text={**QWEN_3B.text, "num_hidden_layers": int(sys.argv[2])},
     vision={**QWEN_3B.vision, "depth": 1, "fullatt_block_indexes": [0]},  # no picture is read
 )
-adapter = adapter_of(sizes, weights="random")
+dtype = getattr(torch, sys.argv[3])
+adapter = adapter_of(sizes, weights="random", dtype=dtype)
 caption = "tall red mugs with blue handles, standing on a small round wooden table"
 batch = adapter.prepare([Prompt(f"{k} {caption}") for k in range(4)])  # only the template is shared
-soft = torch.randn(1, 64, adapter.hidden_dim, requires_grad=True)
+soft = torch.randn(1, 64, adapter.hidden_dim, dtype=dtype, requires_grad=True)
 def step():
     getattr(adapter, sys.argv[1])(batch, soft).hidden.square().mean().backward()
 _, seconds, peak = measured(step)
@@ -180,10 +181,10 @@ def test_loading_takes_the_memory_of_the_tensors(
     assert measure(benchmark, LOAD, str(checkpoint), dtype)["peak / bytes"] <= 1.15
 
 
-@pytest.mark.benchmark(group="soft tokens behind 4 prompts, Qwen2.5-VL-3B's widths, 12 layers")
+@pytest.mark.benchmark(group="soft tokens behind 4 prompts, Qwen2.5-VL-3B's language model")
 @pytest.mark.parametrize("path", ["read", "read_plain"])
 def test_prefix_without_autograd_against_plain(benchmark: Any, path: str) -> None:
-    measure(benchmark, READ, path, "12")
+    measure(benchmark, READ, path, "36", "bfloat16")
 
 
 @pytest.mark.benchmark(group="guided Euler steps at GAP3D's width")
