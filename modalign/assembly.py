@@ -75,6 +75,7 @@ def from_pretrained(
     device: Device | Mapping[str, Device] = "cpu",
     dtype: torch.dtype | None = None,
     stagewise: bool = False,
+    verify: bool = True,
     registry: Registry | None = None,
 ) -> Pipeline:
     """The pipeline that was saved in a file, a folder, or a repository on the Hub.
@@ -84,11 +85,15 @@ def from_pretrained(
     Args:
         source: a path, or the name of a repository, such as "lab/gap3d-large".
         revision: a branch, tag or commit of a repository.
-        device: as for `build`, like all that follow.
+        device: as for `build`; so are dtype, stagewise and registry.
+        verify: compare the file's fingerprint, if it has one, with the encoder's now, and free the
+            encoder again. Without it that happens when the encoder is first used, which
+            generating never does.
 
     Raises:
         BuildError: parts of its recipe are unknown, miss a library, or do not fit.
-        WeightsError: there is nothing of that name, or it is damaged.
+        WeightsError: there is nothing of that name, it is damaged, or it was trained on other
+            weights of the encoder; or those are not here to compare.
     """
     from modalign.checkpoint import WEIGHTS_NAME, recipe_of
 
@@ -104,7 +109,7 @@ def from_pretrained(
     elif revision is not None:
         raise WeightsError(f"revision {revision!r} was given, but {path} is no repository")
     path = _file(path)
-    return build(
+    pipeline = build(
         recipe_of(path),
         weights=path,
         device=device,
@@ -112,6 +117,13 @@ def from_pretrained(
         stagewise=stagewise,
         registry=registry,
     )
+    if verify and "fingerprint" in pipeline.extra:
+        try:
+            pipeline.parts.build("encoder")
+        except WeightsError as error:
+            raise WeightsError(f"{error}; verify=False loads {path} without comparing") from error
+        pipeline.parts.release("encoder")
+    return pipeline
 
 
 def _assemble(

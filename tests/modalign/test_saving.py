@@ -101,12 +101,17 @@ class OtherEncoder(stubs.Encoder):
         return super().encode(batch + 1)
 
 
-def test_other_weights_of_the_encoder_are_refused_when_it_is_used(pipeline, tmp_path) -> None:
+def test_other_weights_of_the_encoder_are_refused_at_loading_or_when_it_is_used(
+    pipeline, tmp_path
+) -> None:
     path = tmp_path / "x.safetensors"
     pipeline.save(path)
     others = stubs.registry(encoder={"build": stubs.giving(OtherEncoder())})
-    loaded = from_pretrained(path, registry=others)
-    with pytest.raises(WeightsError, match=r"x\.safetensors was trained on other weights of 'stub"):
+    wrong = r"x\.safetensors was trained on other weights of 'stub"
+    with pytest.raises(WeightsError, match=wrong + ".*; verify=False loads"):
+        from_pretrained(path, registry=others)
+    loaded = from_pretrained(path, verify=False, registry=others)
+    with pytest.raises(WeightsError, match=wrong):
         _ = loaded.parts.encoder
     assert from_pretrained(path, registry=stubs.registry()).parts.encoder is not None
 
