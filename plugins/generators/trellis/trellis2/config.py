@@ -93,8 +93,8 @@ class Trellis2Config(BaseModel):
         shape_normalization: mean and standard deviation of the shape's latent.
         texture_normalization: the same of the texture's.
         max_voxels: of the finest grid; larger objects are refused before they exhaust memory.
-            Their neighbour tables alone take 108 bytes a voxel, and six times that while they are
-            made. The surface of a sphere that fills the 512^3 grid has about 1.2 million.
+            Their table of neighbours alone takes 108 bytes a voxel. The surface of a sphere that
+            fills the 512^3 grid has 1.5 times its area, 1.2 million.
     """
 
     model_config = _STRICT

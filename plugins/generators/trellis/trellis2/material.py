@@ -17,7 +17,8 @@ from modalign_plugins.generators.trellis.sparse import SparseTensor
 from torch import Tensor
 
 from modalign import Mesh
-from modalign.assets import Y_UP, linear_from_srgb, write_whole
+from modalign.assets import write_whole
+from modalign.assets.mesh import Y_UP, linear_from_srgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

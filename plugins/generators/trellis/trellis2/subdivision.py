@@ -12,6 +12,7 @@ from modalign_plugins.generators.trellis.sparse import Coordinates, child_taps
 from torch import Tensor
 
 NUM_CHILDREN = 8
+CHUNK = 1 << 18  # children at a time: 27 neighbours of each are looked up in 64 bits
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,12 @@ def _neighbours(coarse: Coordinates, exists: Tensor, slot: Tensor) -> Tensor:
     table.view(-1)[slot] = torch.arange(total, dtype=torch.int32, device=slot.device)
     tap, sibling = (_x_fastest(part) for part in child_taps(slot.device))  # (8, 27) each
     sibling = _swapped(sibling)
-    parent, child = torch.div(slot, NUM_CHILDREN, rounding_mode="floor"), slot % NUM_CHILDREN
-    above = coarse.neighbours[parent].long().gather(1, tap[child])  # (M, 27)
-    return table.view(-1)[above * NUM_CHILDREN + sibling[child]]
+    rows = []
+    for run in slot.split(CHUNK):
+        parent, child = torch.div(run, NUM_CHILDREN, rounding_mode="floor"), run % NUM_CHILDREN
+        above = coarse.neighbours[parent].long().gather(1, tap[child])  # (chunk, 27)
+        rows.append(table.view(-1)[above * NUM_CHILDREN + sibling[child]])
+    return torch.cat(rows)
 
 
 def _swapped(child: Tensor) -> Tensor:
