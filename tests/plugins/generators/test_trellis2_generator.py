@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -178,6 +179,35 @@ def test_numbers_that_are_not_finite_name_their_stage(trellis, field, layer, sta
     broken = changed(trellis, field, lambda model: getattr(model, layer).weight.fill_(float("nan")))
     with pytest.raises(GenerationError, match=f"stage '{stage}' produced non-finite"):
         broken.generate(tokens(batch=1), seed=0)
+
+
+def test_each_network_reads_latents_in_its_own_scale(trellis):
+    """Decoders x std + mean, as pipeline.json has them; the texture's flow the shape's own x."""
+    seen = {}
+    kept = {}
+    for field in ("texture_flow", "shape_decoder", "texture_decoder"):
+        kept[field] = getattr(trellis.networks, field)()
+        kept[field].register_forward_pre_hook(
+            lambda _, args, field=field: seen.setdefault(field, args)
+        )
+    networks = dataclasses.replace(
+        trellis.networks, **{field: partial(kept.get, field) for field in kept}
+    )
+    samples = {}
+    watched = Trellis2(networks, trellis.config, STREAM)
+    sample_latents = watched.sample_latents
+
+    def record(stage, *args, **options):
+        samples[stage] = sample_latents(stage, *args, **options)
+        return samples[stage]
+
+    watched.sample_latents = record
+    watched.generate(tokens(batch=1), seed=0)
+    (shape,), (texture,) = samples["shape latent"], samples["texture latent"]
+    known = seen["texture_flow"][3]
+    assert torch.equal(known[: len(shape)], shape)
+    assert torch.equal(seen["shape_decoder"][0].feats, shape * 2 + 0.5)
+    assert torch.equal(seen["texture_decoder"][0].feats, texture * 3 - 0.5)
 
 
 def constant_logits(value):

@@ -101,14 +101,21 @@ def facing_outward(vertices: Tensor, faces: Tensor) -> Tensor:
     _, piece = torch.unique(torch.minimum(label[:total], label[total:]), return_inverse=True)
     faces = torch.where(turn[:, None], faces.flip(1), faces)
 
+    inside_out = (_volumes(vertices.cpu(), faces.cpu(), piece.cpu()) < 0).to(faces.device)
+    return torch.where(inside_out[piece][:, None], faces.flip(1), faces)
+
+
+def _volumes(vertices: Tensor, faces: Tensor, piece: Tensor) -> Tensor:
+    """Six times the volume that each piece encloses, seen from its mean corner.
+
+    On the CPU: sums in 64 bits, in the same order every time.
+    """
     corners = vertices.double()[faces]  # (F, 3, 3)
-    num_pieces = int(piece.max()) + 1
-    count = torch.bincount(piece, minlength=num_pieces)
-    centre = corners.new_zeros(num_pieces, 3).index_add_(0, piece, corners.mean(dim=1))
+    count = torch.bincount(piece)
+    centre = corners.new_zeros(len(count), 3).index_add_(0, piece, corners.mean(dim=1))
     a, b, c = (corners - (centre / count[:, None])[piece][:, None]).unbind(dim=1)
     volume = (torch.linalg.cross(a, b) * c).sum(dim=1)
-    inside_out = corners.new_zeros(num_pieces).index_add_(0, piece, volume) < 0
-    return torch.where(inside_out[piece][:, None], faces.flip(1), faces)
+    return corners.new_zeros(len(count)).index_add_(0, piece, volume)
 
 
 def components(left: Tensor, right: Tensor, total: int) -> Tensor:

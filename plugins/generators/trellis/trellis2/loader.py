@@ -134,9 +134,8 @@ def load_networks(
         owner, inner = _split(entry)
         known = (others or {}).get(owner)
         stem = known / inner if known else model_stem(folder, entry)
-        model, names = checked_model(stem, expected)
-        del model
-        loads[field] = partial(load_model, stem, expected, names, device=device, dtype=dtype)
+        checked_model(stem, expected)
+        loads[field] = partial(load_model, stem, expected, device=device, dtype=dtype)
     return Networks(**loads)
 
 
@@ -231,28 +230,20 @@ def checked_model(stem: Path, expected: type[nn.Module]) -> tuple[nn.Module, dic
 
 
 def load_model(
-    stem: Path,
-    expected: type[nn.Module],
-    names: Mapping[str, str] | None = None,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    stem: Path, expected: type[nn.Module], *, device: str | torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """The frozen model at <stem>, tensor by tensor straight to its device and type.
-
-    `names` are what `checked_model` found, if it was called before.
 
     Raises:
         WeightsError: a file is missing, damaged, or not of the `expected` class.
     """
     from safetensors import safe_open
 
-    model, found = checked_model(stem, expected)
-    assert names is None or names == found, "the file has changed since it was checked"
+    model, names = checked_model(stem, expected)
     cast_trunk(model, dtype)
     types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     with safe_open(_suffixed(stem, ".safetensors"), framework="pt", device=str(device)) as opened:
-        tensors = {name: opened.get_tensor(found[name]).to(types[name]) for name in types}
+        tensors = {name: opened.get_tensor(names[name]).to(types[name]) for name in types}
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
 
