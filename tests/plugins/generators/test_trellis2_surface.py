@@ -231,11 +231,11 @@ def test_absent_voxels_leave_their_weight_to_the_others():
 
 def test_a_mesh_takes_each_material_channel_from_its_place():
     voxels = box((4.5, 6.5, 8.5), (9.5, 12.5, 12.5))
-    material = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0, 3.0]).expand(len(voxels.at), -1)
+    material = torch.tensor([-1.0, -0.5, 3.0, 0.5, 0.8, -0.2]).expand(len(voxels.at), -1)
     mesh = as_mesh(voxels, voxels.replace(material), resolution=SIDE)
-    np.testing.assert_allclose(mesh.vertex_colors, np.tile([0, 0.25, 0.5], (len(mesh.vertices), 1)))
-    for array, value in ((mesh.metallic, 0.75), (mesh.roughness, 1.0), (mesh.alpha, 1.0)):
-        np.testing.assert_allclose(array, value)
+    np.testing.assert_allclose(mesh.vertex_colors, np.tile([0, 0.25, 1], (len(mesh.vertices), 1)))
+    for array, value in ((mesh.metallic, 0.75), (mesh.roughness, 0.9), (mesh.alpha, 0.4)):
+        np.testing.assert_allclose(array, value, rtol=1e-6)
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     np.testing.assert_allclose(low, np.array([4.5, 6.5, 8.5]) / SIDE - 0.5, atol=1e-5)
     np.testing.assert_allclose(high, np.array([9.5, 12.5, 12.5]) / SIDE - 0.5, atol=1e-5)
