@@ -165,7 +165,6 @@ class FlowContext:
         condition = condition.to(trunk_dtype(blocks))
         layers = []
         for block in blocks:
-            assert isinstance(block, ModulatedBlock)
             layer = block.cross_attn.read(condition)
             shape = (batch_size, -1, -1, -1)
             layers.append(KeysValues(layer.keys.expand(shape), layer.values.expand(shape)))
