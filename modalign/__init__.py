@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OutputError,
         PromptError,
         RegistryError,
+        SampleError,
         WeightsError,
     )
     from modalign.hookspecs import hookimpl
@@ -60,6 +61,7 @@ _HOMES = {
         "OutputError",
         "PromptError",
         "RegistryError",
+        "SampleError",
         "WeightsError",
     ),
     "hookspecs": ("hookimpl",),
@@ -114,6 +116,7 @@ __all__ = [
     "Ref",
     "Registry",
     "RegistryError",
+    "SampleError",
     "SamplerConfig",
     "SpaceMap",
     "SuiteSpec",

@@ -26,6 +26,18 @@ class PromptError(ModalignError):
     """A prompt that cannot be read: empty, too long, or with an unusable picture."""
 
 
+class SampleError(ModalignError):
+    """One sample of a data set that cannot be used; training leaves its slot empty and goes on."""
+
+    def __init__(self, identifier: str, reason: str) -> None:
+        """`identifier` names the sample, with its file; `reason` is one line."""
+        super().__init__(f"{identifier}: {reason}")
+        self.identifier, self.reason = identifier, reason
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
+        return type(self), (self.identifier, self.reason)
+
+
 class GenerationError(ModalignError):
     """A stage that produced nothing usable, named in the message."""
 

@@ -176,10 +176,39 @@ class Objective(Protocol):
 
 
 class Dataset(Protocol):
-    """A stream of training pairs, addressed by index so that order and resume are exact."""
+    """Training pairs addressed by index, so that order and resume are exact.
 
-    def example(self, index: int) -> Example:
-        """Sample `index`, the same on every machine."""
+    One with an end also has `__len__`; one without takes any index from 0 on.
+    """
+
+    def example(self, index: int, epoch: int = 0) -> Example:
+        """Sample `index`, the same on every machine.
+
+        `epoch` counts the passes over the data: it may choose among several captions, never
+        another picture.
+
+        Raises:
+            SampleError: this one cannot be used; the others can.
+        """
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A `Dataset` with an end whose indices lie in runs that are cheap to read together."""
+
+    @property
+    def shard_sizes(self) -> Sequence[int]:
+        """Samples of each run, in the order of indices; together all samples."""
+        ...
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A `Dataset` that can leave the picture unread, for targets that were encoded earlier."""
+
+    def prompt_only(self, index: int, epoch: int = 0) -> Example:
+        """As `example`, without its image."""
         ...
 
 

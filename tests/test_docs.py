@@ -29,6 +29,8 @@ PROTOCOLS = [
     specs.Asset,
     specs.Objective,
     specs.Dataset,
+    specs.Sharded,
+    specs.ReadsPrompts,
 ]
 
 

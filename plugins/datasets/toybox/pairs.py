@@ -34,8 +34,8 @@ class ToyboxPairs:
         self.world = Toybox(seed)
         self.domain, self.split, self.size, self.views = domain, split, size, views
 
-    def example(self, index: int) -> Example:
-        """Pair `index`; short and long captions alternate between views."""
+    def example(self, index: int, epoch: int = 0) -> Example:
+        """Pair `index`; short and long captions alternate between views, whatever the epoch."""
         from PIL import Image
 
         number, view = divmod(index, self.views)
