@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import secrets
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class TokenCache:
     def __init__(self, path: Path, header: CacheHeader) -> None:
         self.path, self.header = path, header
         self.damaged: dict[int, str] = {}  # shards that could not be read, and why
-        self._shards: OrderedDict[int, Any] = OrderedDict()
+        self._opened = _opener(path)
 
     @classmethod
     def open(cls, path: str | Path) -> TokenCache:
@@ -233,10 +233,13 @@ class TokenCache:
             unfinished.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opened=_opener(state["path"]))
 
     def _file(self, shard: int) -> Path:
-        return self.path / f"{shard:06d}.safetensors"
+        return _shard_file(self.path, shard)
 
     def _tensor_names(self) -> list[str]:
         names = self.header.stream.names
@@ -257,14 +260,6 @@ class TokenCache:
                 arrays[group.name + SCALE] = np.zeros((*shape[:2], 1), np.float32)
         return arrays
 
-    def _opened(self, shard: int) -> Any:
-        if shard not in self._shards:
-            self._shards[shard] = safe_open(self._file(shard), framework="np")
-            if len(self._shards) > OPEN_SHARDS:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(shard)
-        return self._shards[shard]
-
     def _report(self, shard: int, why: str) -> None:
         if shard not in self.damaged:
             self.damaged[shard] = why
@@ -283,3 +278,17 @@ class TokenCache:
                     f"token cache {self.path} was begun with {field} {here!r}, not {asked!r}; "
                     "continue it with the same, or choose another folder"
                 )
+
+
+def _shard_file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.safetensors"
+
+
+def _opener(folder: Path) -> Callable[[int], Any]:
+    """Opens shards by number, and keeps the last ones open."""
+
+    @lru_cache(OPEN_SHARDS)
+    def opened(shard: int) -> Any:
+        return safe_open(_shard_file(folder, shard), framework="np")
+
+    return opened

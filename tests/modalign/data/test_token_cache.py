@@ -272,4 +272,4 @@ def test_no_more_shards_are_open_than_allowed(
     cache = fill(tmp_path / "cache", Finite(30))
     for index in [*range(30), 0, 29]:
         assert cache.read(index) is not None
-    assert len(cache._shards) == 2
+    assert cache._opened.cache_info().currsize == 2  # type: ignore[attr-defined]
