@@ -212,6 +212,16 @@ class ReadsPrompts(Protocol):
         ...
 
 
+@runtime_checkable
+class ReportsProblems(Protocol):
+    """A `Dataset` that knows what is wrong with its files as such, beside single samples."""
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """A line each, with the file's name."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
     """What every catalogue entry states: a name, where it comes from, what it needs.

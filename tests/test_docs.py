@@ -31,6 +31,7 @@ PROTOCOLS = [
     specs.Dataset,
     specs.Sharded,
     specs.ReadsPrompts,
+    specs.ReportsProblems,
 ]
 
 

@@ -7,6 +7,7 @@ from modalign.data.pictures import Background, caption, drawn, picture, upright_
 from modalign.data.sources import parse_source, split_ratio
 from modalign.data.stored_tokens import CacheHeader, bytes_per_sample
 from modalign.data.stream import Place, Sample, Skipped, Stream
+from modalign.data.surveys import Survey, contact_sheet, survey
 from modalign.data.token_cache import TokenCache
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "Sample",
     "Skipped",
     "Stream",
+    "Survey",
     "TokenCache",
     "bytes_per_sample",
     "caption",
+    "contact_sheet",
     "drawn",
     "fill_cache",
     "key",
@@ -27,5 +30,6 @@ __all__ = [
     "permute",
     "picture",
     "split_ratio",
+    "survey",
     "upright_rgb",
 ]
