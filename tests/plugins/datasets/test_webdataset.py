@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from modalign import ModalignError
 from modalign.data import Sample, Skipped, Stream, parse_source
@@ -275,6 +277,26 @@ def test_a_data_set_travels_to_workers(tmp_path: Path) -> None:
     data.example(0)
     copy = pickle.loads(pickle.dumps(data))
     assert copy.example(2).prompt == data.example(2).prompt
+
+
+def test_worker_processes_read_what_one_process_reads(tmp_path: Path) -> None:
+    """Each worker takes every second slot, of tars that the first process already holds open."""
+    for number in range(3):
+        tar(tmp_path / f"{number}.tar", pairs(range(10 * number, 10 * number + 10)))
+    stream = Stream([(source(tmp_path), 1.0)], seed=2, window=4)
+    alone = [stream[slot] for slot in range(40)]
+    loader = DataLoader(
+        stream,  # type: ignore[arg-type]
+        sampler=range(40),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="fork",
+        generator=torch.Generator(),
+    )
+    for one, other in zip(alone, loader, strict=True):
+        assert isinstance(one, Sample)
+        assert (one.slot, one.example.prompt) == (other.slot, other.example.prompt)
+        assert np.array_equal(np.asarray(one.example.image), np.asarray(other.example.image))
 
 
 @pytest.mark.slow
