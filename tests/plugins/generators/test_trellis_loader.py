@@ -89,8 +89,18 @@ def test_a_truncated_file_is_named(folder, file):
 
 
 def test_a_pipeline_without_a_role_is_refused(folder):
-    edit(folder / "pipeline.json", lambda c: c["args"]["models"].pop("slat_decoder_mesh"))
-    with pytest.raises(WeightsError, match="names no model for slat_decoder_mesh"):
+    edit(folder / "pipeline.json", lambda c: c["args"]["models"].pop("slat_flow_model"))
+    with pytest.raises(WeightsError, match="names no model for slat_flow_model"):
+        loader.load_pipeline(folder, **CPU)
+
+
+def test_a_pipeline_without_a_decoder_is_refused(folder):
+    def drop(content):
+        for role in ("slat_decoder_mesh", "slat_decoder_gs", "slat_decoder_rf"):
+            content["args"]["models"].pop(role, None)
+
+    edit(folder / "pipeline.json", drop)
+    with pytest.raises(WeightsError, match="names no decoder; expected any of slat_decoder_mesh"):
         loader.load_pipeline(folder, **CPU)
 
 
