@@ -23,6 +23,7 @@ ROWS = [
     {"registry"},
     {"spaces"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
+    {"pairing"},
     {"contract", "fingerprint", "fitting", "parts"},
     {"card", "checkpoint"},
     {"conversion"},
