@@ -13,13 +13,14 @@ import torch
 from modalign_plugins.generators.trellis import (
     Trellis,
     formats,
+    generator,
     loader,
     modalign_generators,
     models,
 )
 from modalign_plugins.generators.trellis.sampler import averaged
 
-from modalign import GenerationError, GeneratorSpec, Mesh, Progress, WeightsError
+from modalign import GenerationError, GeneratorSpec, Mesh, Progress, WeightsError, installed
 from modalign.testing import check_generator
 
 from .trellis_tiny import MODELS, STREAM, write_pipeline
@@ -403,9 +404,42 @@ def test_a_seed_draws_the_noise_of_the_cpu_on_any_device(folder, monkeypatch):
     assert torch.equal(starts[1], starts[3])
 
 
-def test_the_full_size_can_be_looked_at_without_memory():
-    large = {spec.name: spec for spec in modalign_generators()}["trellis-image-large"]
-    assert large.accepts.num_tokens == 1374
-    built = large.build(weights="random", device="meta")
+SPECS = {spec.name: spec for spec in modalign_generators()}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "width"),
+    [
+        ("trellis-image-large", 1374, 1024),
+        ("trellis-text-base", 77, 768),
+        ("trellis-text-large", 77, 768),
+        ("trellis-text-xlarge", 77, 768),
+    ],
+)
+def test_the_full_size_can_be_looked_at_without_memory(name, num_tokens, width):
+    spec = SPECS[name]
+    assert spec.accepts.num_tokens == num_tokens
+    built = spec.build(weights="random", device="meta")
     assert built.device.type == "meta"
     assert built.models.mesh_decoder.mesh_resolution == 256
+    for flow in (built.models.structure_flow, built.models.latent_flow):
+        assert flow.blocks[0].cross_attn.to_kv.in_features == width
+    assert built.config.latent.cfg_strength == (5.0 if "image" in name else 7.5)
+
+
+def test_text_pipelines_lead_away_from_the_tokens_of_an_empty_text(monkeypatch):
+    encoder = installed().get("encoders", "clip-text-vitl14").build(weights="random", device="meta")
+    asked = []
+    prepare = type(encoder).prepare
+
+    def watched(self, texts):
+        asked.append(texts)
+        return prepare(self, texts)
+
+    monkeypatch.setattr(type(encoder), "prepare", watched)
+    built = SPECS["trellis-text-base"].build(weights="random", device="meta")
+    assert asked == []
+    monkeypatch.setattr(generator, "require_finite", lambda stage, x: x)  # meta has no numbers
+    assert built.null.shape == (1, 77, 768)
+    assert asked == [[""]]
+    assert SPECS["trellis-image-large"].build(weights="random", device="meta").null is None
