@@ -126,6 +126,9 @@ class Trellis:
         if mode is not None and mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
         condition = self._pack(stream)
+        away = None if null is None else self._pack(null)
+        if away is not None and len(away) != 1:
+            raise ValueError(f"null must be a stream of one element, got {len(away)}")
         return self._sample_all(
             [condition] if mode else list(condition.split(1)),
             seed=seed,
@@ -133,7 +136,7 @@ class Trellis:
             steps=steps,
             guidance=guidance,
             combine=MODES[mode] if mode else in_turn,
-            null=None if null is None else self._pack(null),
+            null=away,
         )
 
     @torch.no_grad()
@@ -205,12 +208,14 @@ class Trellis:
         draws = [torch.Generator().manual_seed(seed + k) for k in count]
         shares = [_share(progress, k, len(objects)) for k in count]
         grids = [
-            self.sample_grid(objects[k], structure, draws[k], shares[k], combine, null)
+            self.sample_grid(objects[k], structure, draws[k], shares[k], combine, null=null)
             for k in count
         ]
         places = [self.decode_structure(grid) for grid in grids]
         return [
-            self.sample_latent(objects[k], places[k], latent, draws[k], shares[k], combine, null)
+            self.sample_latent(
+                objects[k], places[k], latent, draws[k], shares[k], combine, null=null
+            )
             for k in count
         ]
 
@@ -229,7 +234,7 @@ class Trellis:
             GenerationError: no voxel is occupied, or too many are.
         """
         return self.decode_structure(
-            self.sample_grid(conditions, settings, generator, progress, combine, null)
+            self.sample_grid(conditions, settings, generator, progress, combine, null=null)
         )
 
     def sample_grid(

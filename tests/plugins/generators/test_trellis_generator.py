@@ -297,6 +297,11 @@ def test_guidance_away_from_the_condition_itself_does_nothing(trellis):
     np.testing.assert_allclose(mesh.vertices, unguided.vertices, atol=1e-4)
 
 
+def test_a_null_of_several_elements_is_refused(trellis):
+    with pytest.raises(ValueError, match="null must be a stream of one element, got 2"):
+        trellis.generate(tokens(), seed=0, null=tokens())
+
+
 def test_the_null_is_made_once_and_never_without_guidance(folder):
     made = []
 

@@ -10,7 +10,7 @@ import pytest
 from modalign_plugins.generators.trellis import preprocess
 from PIL import Image
 
-from modalign import ModalignError, PromptError, installed
+from modalign import GenerationError, ModalignError, PromptError, installed, pair
 
 
 def cut_out(width=60, height=40, left=10, top=5, object_width=20, object_height=10):
@@ -148,3 +148,17 @@ def test_an_image_generator_crops_to_the_side_of_its_encoder(name, side):
 
 def test_a_text_generator_crops_nothing():
     assert installed().get("generators", "trellis-text-large").crop is None
+
+
+@pytest.mark.slow
+def test_a_picture_ends_in_the_generate_call_of_any_stream():
+    """The shipped encoder and generator: the crop, the tokens and the mesh, by hand."""
+    picture = cut_out(left=5, object_width=40, object_height=35)
+    both = pair("dinov2-mini-reg", "trellis-mini")
+    square = preprocess.object_picture(picture, 112)
+    stream = both.encoder.encode(both.encoder.prepare([square]))
+    (expected,) = both.generator.generate(stream, seed=2, steps=2)
+    (mesh,) = both.generate(picture, seed=2, steps=2)
+    assert np.array_equal(mesh.vertices, expected.vertices)
+    with pytest.raises(GenerationError, match=r"it can make mesh$"):
+        both.generate(picture, format="gaussians")
