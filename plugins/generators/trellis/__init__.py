@@ -51,23 +51,22 @@ def _build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Any:  # a Trellis: its options have names, which the protocol's `**options` hides
-    if weights == "random":
-        built = random_pipeline(pipeline, models, device=device, dtype=dtype)
-    elif weights != "pretrained":
-        built = load_pipeline(Path(weights), device=device, dtype=dtype)
-    elif not repository:
-        built = load_pipeline(sources.shipped(MINI_FOLDER), device=device, dtype=dtype)
-    else:
-        built = load_pipeline(
-            _downloaded_pipeline(name, repository, pipeline),
-            device=device,
-            dtype=dtype,
-            stem_of=partial(_downloaded_stem, name, repository),
-        )
     make_null = None
     if stream is TEXT_STREAM:
         kind = "random" if weights == "random" else "pretrained"
         make_null = partial(_empty_text, weights=kind, device=device, dtype=dtype)
+    if weights == "random":
+        built = random_pipeline(pipeline, models, device=device, dtype=dtype)
+        return Trellis(*built, accepts=stream, make_null=make_null)
+    stem_of = None
+    if weights != "pretrained":
+        folder = Path(weights)
+    elif not repository:
+        folder = sources.shipped(MINI_FOLDER)
+    else:
+        folder = _downloaded_pipeline(name, repository, pipeline)
+        stem_of = partial(_downloaded_stem, name, repository)
+    built = load_pipeline(folder, device=device, dtype=dtype, stem_of=stem_of)
     return Trellis(*built, accepts=stream, make_null=make_null)
 
 
