@@ -59,12 +59,15 @@ def product_flops(dtype: torch.dtype, device: str = "cpu", side: int = 2048) -> 
 
 
 def measured_step(
-    sizing: Sizing, *, compiled: bool, rounds: int = 10, side: int = 8192
+    sizing: Sizing, *, compiled: bool, recompute: bool, rounds: int = 10, side: int = 8192
 ) -> dict[str, float]:
-    """Speed, model FLOP utilisation and peak memory of our step alone."""
+    """Speed, model FLOP utilisation and peak memory of our step alone.
+
+    Products are square, `side` wide. `recompute` keeps only what enters each block.
+    """
     on_gpu = sizing.device == "cuda"
     bench = Bench(sizing)
-    step, clock = bench.ours(compiled=compiled), Clock()
+    step, clock = bench.ours(compiled=compiled, recompute=recompute), Clock()
     del bench.head  # the step has a copy
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

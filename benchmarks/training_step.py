@@ -98,11 +98,12 @@ class Bench:
         recipe = installed().get("recipes", "gap3d")
         self.objective = FlowMatching(sizing.stream, recipe.flow, **recipe.objective.options)
 
-    def ours(self, *, compiled: bool = False) -> Step:
+    def ours(self, *, compiled: bool = False, recompute: bool = False) -> Step:
         """Our step, of a copy of the head: words without autograd, then soft tokens and back."""
 
         half = self.sizing.dtype != torch.float32
         head = copy.deepcopy(self.head)
+        head.gradient_checkpointing = recompute
         soft_tokens = nn.Parameter(self.soft_tokens.detach().clone())
         if compiled:
             for block in head.blocks:

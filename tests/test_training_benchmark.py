@@ -73,9 +73,12 @@ def test_steps_of_both_stay_together(dtype: torch.dtype, tolerance: float) -> No
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about a CUDA that is not there
-def test_the_benchmark_for_gpus_runs_at_a_small_size(compiled: bool) -> None:
-    told = measured_step(small(torch.bfloat16), compiled=compiled, rounds=2, side=256)
+def test_the_benchmark_for_gpus_runs_at_a_small_size(compiled: bool, recompute: bool) -> None:
+    told = measured_step(
+        small(torch.bfloat16), compiled=compiled, recompute=recompute, rounds=2, side=256
+    )
     assert all(figure > 0 for figure in told.values())
     # Against PyTorch's own count, which includes attention in the language model.
     assert told["TFLOP per sample"] == pytest.approx(counted(small()) / 1e12, rel=0.05)
