@@ -36,6 +36,14 @@ class DiTConfig(Frozen):
     ffn_dim_multiplier: float | None = None
     norm_eps: float = 1e-5
 
+    @property
+    def inner_dim(self) -> int:
+        """The width inside the feed-forward."""
+        inner = 2 * 4 * self.hidden_size // 3
+        if self.ffn_dim_multiplier is not None:
+            inner = int(self.ffn_dim_multiplier * inner)
+        return -(-inner // self.multiple_of) * self.multiple_of
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.hidden_size % self.num_heads:

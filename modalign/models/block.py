@@ -93,11 +93,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        dim = config.hidden_size
-        inner = 2 * 4 * dim // 3
-        if config.ffn_dim_multiplier is not None:
-            inner = int(config.ffn_dim_multiplier * inner)
-        inner = -(-inner // config.multiple_of) * config.multiple_of
+        dim, inner = config.hidden_size, config.inner_dim
         self.gate = nn.Linear(dim, inner, bias=False)
         self.up = nn.Linear(dim, inner, bias=False)
         self.down = nn.Linear(inner, dim, bias=False)
