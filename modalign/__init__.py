@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modalign.assembly import build, from_pretrained
-    from modalign.assets import Mesh, Picture
+    from modalign.assets import Gaussians, Mesh, Picture, RadianceField
     from modalign.errors import (
         BuildError,
         GenerationError,
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "assembly": ("build", "from_pretrained"),
-    "assets": ("Mesh", "Picture"),
+    "assets": ("Gaussians", "Mesh", "Picture", "RadianceField"),
     "errors": (
         "BuildError",
         "GenerationError",
@@ -98,6 +98,7 @@ __all__ = [
     "EncoderSpec",
     "Example",
     "FlowConfig",
+    "Gaussians",
     "GenerationError",
     "GeneratorSpec",
     "Mesh",
@@ -109,6 +110,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptError",
+    "RadianceField",
     "ReadingConfig",
     "Recipe",
     "Ref",
