@@ -14,7 +14,7 @@ import numpy as np
 from modalign.assets.viewing import Background, Viewable
 from modalign.assets.writing import write_whole
 from modalign.errors import OutputError
-from modalign.rendering.cameras import orbit
+from modalign.rendering.cameras import WHOLE_RADIUS, orbit
 from modalign.specs import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def write_turntable(
     background: Background = 1.0,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Write GIF, WebP, animated PNG or MP4, whole or not at all: `cameras.orbit` at 25 per second.
+    """Write GIF, WebP, animated PNG or MP4, whole or not at all: one turn at 25 frames per second.
 
     PNG loses nothing; GIF has 256 colours for all frames together; WebP and MP4 compress. MP4
     needs `pip install modalign[video]`.
@@ -56,7 +56,7 @@ def write_turntable(
     """
     path = Path(path)
     check_turntable(path, frames=frames, size=size)
-    cameras = orbit(frames)
+    cameras = orbit(frames, radius=WHOLE_RADIUS)
     parts = []
     for first in range(0, frames, AT_ONCE):
         some = cameras[first : first + AT_ONCE]
@@ -123,7 +123,7 @@ def _one_palette(images: list[Image]) -> list[Image]:
 
     some = images[:: max(1, len(images) // 8)]
     strip = pillow.fromarray(np.concatenate([np.asarray(image) for image in some]))
-    palette = strip.quantize(256, method=pillow.Quantize.MEDIANCUT)
+    palette = strip.quantize(256, method=pillow.Quantize.FASTOCTREE)
     return [image.quantize(palette=palette, dither=pillow.Dither.NONE) for image in images]
 
 

@@ -23,6 +23,8 @@ VIEW_FOV_DEGREES = 8.0
 NEAR_RADIUS = 2.0
 NEAR_FOV = np.radians(40.0)
 EVALUATION_PITCH_DEGREES = 30.0
+# From there the same lens sees the whole ball around the unit cube, whose corners else are cut.
+WHOLE_RADIUS = float(np.sqrt(3) / 2 / np.sin(NEAR_FOV / 2))
 
 PRIMES = (2, 3, 5, 7, 11)
 
@@ -103,15 +105,13 @@ def evaluation(views: int = 4) -> Sequence[Camera]:
     return around(views, offset=0.0, pitch=pitch, radius=radius, fov=fov)
 
 
-def orbit(frames: int) -> Sequence[Camera]:
+def orbit(frames: int, *, radius: float = NEAR_RADIUS) -> Sequence[Camera]:
     """One turn around the object that rises and sinks once, for a film that repeats.
 
     Pitch is 0.25 + 0.5 sin(yaw). The frame that would repeat the first is left out.
     """
     yaws = np.arange(frames) * 2 * np.pi / frames
-    return [
-        look(float(yaw), 0.25 + 0.5 * float(np.sin(yaw)), NEAR_RADIUS, NEAR_FOV) for yaw in yaws
-    ]
+    return [look(float(yaw), 0.25 + 0.5 * float(np.sin(yaw)), radius, NEAR_FOV) for yaw in yaws]
 
 
 def sphere(views: int) -> Sequence[Camera]:

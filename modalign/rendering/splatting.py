@@ -9,6 +9,7 @@ Source: facts of TRELLIS, section 4, which are those of Mip-Splatting (arXiv:231
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,8 @@ def splat(
 
     Over a background b it is `picture + (1 - alpha) * b`. Colours are not clipped. Differentiable
     in all four tensors; where a gradient is asked for, chunks are computed again on the way back,
-    so that memory stays bounded by the lists.
+    so that memory stays bounded by the lists. On a CUDA device gsplat takes over where it is
+    installed (`pip install modalign[gsplat]`).
 
     Args:
         xyz: centres (K, 3).
@@ -72,6 +74,8 @@ def splat(
         camera: where from.
         size: pixels on a side.
     """
+    if xyz.is_cuda and importlib.util.find_spec("gsplat") is not None:
+        return _gsplat(xyz, axes, opacity, color, camera, size)
     splats = _project(xyz, axes, opacity, color, camera, size)
     grid = math.ceil(size / BLOCK) * (BLOCK // TILE)
     members, start, count = _lists(splats, grid)
@@ -214,3 +218,30 @@ def _compose(
         total = total.index_add(0, alive, weight.transpose(1, 2) @ color[who])
         clear = clear.index_copy(0, alive, after[:, -1])
     return total
+
+
+def _gsplat(
+    xyz: Tensor, axes: Tensor, opacity: Tensor, color: Tensor, camera: Camera, size: int
+) -> tuple[Tensor, Tensor]:
+    """The same by gsplat's CUDA kernels, near but not equal: they cap alpha at 0.999."""
+    import gsplat
+
+    intrinsics = torch.as_tensor(camera.intrinsics).to(xyz)
+    intrinsics[:2] *= size
+    picture, alpha, _ = gsplat.rasterization(
+        means=xyz,
+        quats=None,
+        scales=None,
+        covars=axes @ axes.transpose(1, 2),
+        opacities=opacity,
+        colors=color,
+        viewmats=torch.as_tensor(camera.extrinsics).to(xyz)[None],
+        Ks=intrinsics[None],
+        width=size,
+        height=size,
+        near_plane=NEAR,
+        eps2d=FILTER,
+        rasterize_mode="antialiased",  # a splat thinner than a pixel is fainter
+        packed=False,
+    )
+    return picture[0], alpha[0, ..., 0]
