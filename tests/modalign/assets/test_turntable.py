@@ -62,7 +62,7 @@ def test_pictures_that_cannot_be_are_refused(asset, arguments, message):
         asset.render(**arguments)
 
 
-@pytest.mark.parametrize(("extension", "tolerance"), [(".png", 0), (".gif", 1), (".webp", 3)])
+@pytest.mark.parametrize(("extension", "tolerance"), [(".png", 0), (".gif", 2), (".webp", 3)])
 def test_a_film_shows_one_turn_at_25_frames_per_second_for_ever(tmp_path, extension, tolerance):
     path = tmp_path / f"x{extension}"
     seen: list[Progress] = []
@@ -75,6 +75,7 @@ def test_a_film_shows_one_turn_at_25_frames_per_second_for_ever(tmp_path, extens
     with Image.open(path) as film:
         assert film.info["loop"] == 0
         film.seek(1)
+        film.load()
         assert film.info["duration"] == 40
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
