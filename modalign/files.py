@@ -174,6 +174,7 @@ def save_all(
         OutputError: the disk refused, or an asset cannot be seen from other sides.
     """
     from modalign.assets.turntable import write_turntable
+    from modalign.assets.viewing import Viewable
 
     folder = targets[0].parent
     try:
@@ -183,7 +184,7 @@ def save_all(
                 if (preview := preview_path(target)) is not None:
                     asset.preview(Path(aside) / preview.name)
             for asset, film in zip(assets, films, strict=False):
-                if not hasattr(asset, "render"):
+                if not isinstance(asset, Viewable):
                     raise OutputError(f"cannot write {film.name}: what was made cannot be turned")
                 write_turntable(asset, Path(aside) / film.name, progress=progress)
             for film in films:

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Background = float | Sequence[float]
 """A grey, or RGB; in 0..1, as displayed."""
 
 
+@runtime_checkable
 class Viewable(Protocol):
     """An asset that can be looked at from any side."""
 

@@ -18,7 +18,7 @@ from modalign.rendering.cameras import Camera
 SH_0 = 0.28209479177387814  # the constant spherical harmonic
 STEPS_PER_VOXEL = 16
 MAX_ALPHA = 0.999
-RAYS_AT_ONCE = 1 << 13
+RAYS_AT_ONCE = 1 << 11
 SAMPLES_AT_ONCE = 1 << 16
 
 
