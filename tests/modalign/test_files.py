@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,16 +145,21 @@ def test_films_that_have_no_place_are_refused(
         )
 
 
-def test_an_asset_is_saved_with_its_preview_and_its_film(tmp_path: Path) -> None:
+def test_an_asset_is_saved_with_its_preview_and_its_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
 
     from modalign import Mesh
+    from modalign.assets import turntable
 
+    short = partial(turntable.write_turntable, frames=3, size=16)
+    monkeypatch.setattr(turntable, "write_turntable", short)
     triangle = Mesh(0.3 * np.eye(3), np.array([[0, 1, 2]]), np.eye(3))
     seen: list[Progress] = []
     save_all([triangle], [tmp_path / "x.glb"], [tmp_path / "x.gif"], seen.append)
     assert {path.name for path in tmp_path.iterdir()} == {"x.glb", "x.png", "x.gif"}
-    assert (seen[-1].stage, seen[-1].step, seen[-1].total) == ("turntable", 120, 120)
+    assert (seen[-1].stage, seen[-1].step, seen[-1].total) == ("turntable", 3, 3)
     flat = Picture(np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(OutputError, match=r"y.gif: what was made cannot be turned"):
         save_all([flat], [tmp_path / "y.png"], [tmp_path / "y.gif"])

@@ -40,11 +40,10 @@ def test_every_asset_in_space_is_seen_alike(asset, tmp_path):
     assert len(frames(tmp_path / "x.gif")) == 3
 
 
-@pytest.mark.parametrize("name", ["mesh", "gaussians"])
-def test_a_preview_is_four_views_side_by_side(name, tmp_path):
-    ASSETS[name].preview(tmp_path / "x.png")
+def test_a_preview_is_four_views_side_by_side(tmp_path):
+    ASSETS["gaussians"].preview(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as strip:
-        assert np.array_equal(np.asarray(strip)[:, 256:512], ASSETS[name].render()[1])
+        assert np.array_equal(np.asarray(strip)[:, 256:512], ASSETS["gaussians"].render()[1])
 
 
 @pytest.mark.parametrize("asset", ASSETS.values(), ids=ASSETS)
