@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modalign.assembly import build, from_pretrained, pair
-    from modalign.assets import Mesh, Picture
+    from modalign.assets import Gaussians, Mesh, Picture, RadianceField
     from modalign.errors import (
         BuildError,
         GenerationError,
@@ -53,7 +53,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "assembly": ("build", "from_pretrained", "pair"),
-    "assets": ("Mesh", "Picture"),
+    "assets": ("Gaussians", "Mesh", "Picture", "RadianceField"),
     "errors": (
         "BuildError",
         "GenerationError",
@@ -100,6 +100,7 @@ __all__ = [
     "EncoderSpec",
     "Example",
     "FlowConfig",
+    "Gaussians",
     "GenerationError",
     "GeneratorSpec",
     "Mesh",
@@ -111,6 +112,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptError",
+    "RadianceField",
     "ReadingConfig",
     "Recipe",
     "Ref",

@@ -80,10 +80,21 @@ def generate(
         int, typer.Option(min=1, max=64, help="How many to make, from seeds seed, seed+1, ...")
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    turntable: Annotated[
+        Path | None,
+        typer.Option(help="Beside the output, a film of one turn: .gif, .webp, .png or .mp4."),
+    ] = None,
 ) -> None:
     """Make a 3-D asset, with its picture beside it, or a picture, from a sentence or a picture."""
     from modalign.assembly import build, pair
-    from modalign.files import output_paths, preview_path, read_image, read_picture, save_all
+    from modalign.files import (
+        output_paths,
+        preview_path,
+        read_image,
+        read_picture,
+        save_all,
+        turntable_paths,
+    )
     from modalign.fitting import produced
     from modalign.registry import installed
     from modalign.specs import Progress, Prompt
@@ -101,6 +112,7 @@ def generate(
     made = produced(recipe, registry)
     inputs = [*(image or ()), *([from_image] if from_image else ())]
     targets = output_paths(output, num_samples, inputs=inputs, produces=made)
+    films = turntable_paths(turntable, targets, inputs, produces=made)
     picture = None if from_image is None else read_picture(from_image)
     asked = Prompt(prompt, tuple(read_image(path) for path in image or ()))
     replaced = {target for target in targets if target.exists()}
@@ -130,10 +142,11 @@ def generate(
                 guidance_scale=guidance,
                 progress=report,
             )
-    save_all(assets, targets)
-    for target in targets:
+        save_all(assets, targets, films, report)
+    for number, target in enumerate(targets):
         note = "  (replaced)" if target in replaced else ""
-        written = [str(path) for path in (target, preview_path(target)) if path is not None]
+        beside = [preview_path(target), *films[number : number + 1]]
+        written = [str(path) for path in (target, *beside) if path is not None]
         typer.echo(f"{'  '.join(written)}{note}")
 
 

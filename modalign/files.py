@@ -13,7 +13,7 @@ from modalign.errors import OutputError, PromptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from modalign.specs import Asset
+    from modalign.specs import Asset, ProgressCallback
 
 MAX_PIXELS = 64_000_000  # a decoded RGB picture of this size takes 192 MB
 MIN_SIDE = 8  # below this there is nothing to see for any encoder
@@ -146,12 +146,54 @@ def preview_path(target: Path) -> Path | None:
     return None if target.suffix.lower() in FORMATS["picture"] else target.with_suffix(".png")
 
 
-def save_all(assets: Sequence[Asset], targets: Sequence[Path]) -> None:
-    """Every asset and its preview. All are written aside first, so a full disk leaves nothing.
+def turntable_paths(
+    film: Path | None, targets: Sequence[Path], inputs: Iterable[Path] = (), *, produces: str
+) -> list[Path]:
+    """Where the film of each asset goes: `film` itself, or numbered siblings of it for several.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: there is nothing to turn, the extension is unknown, the folder is another than
+            the assets', or the film would take the place of an asset, a preview or an input.
     """
+    from modalign.assets.turntable import check_turntable
+
+    if film is None:
+        return []
+    if produces == "picture":
+        raise OutputError("a picture has no other side to turn to; leave --turntable out")
+    try:
+        check_turntable(film)
+    except ValueError as error:
+        raise OutputError(str(error)) from error
+    if film.parent.resolve() != targets[0].parent.resolve():
+        raise OutputError(f"cannot write {film}: a turntable lies beside {targets[0].name}")
+    films = [film]
+    if len(targets) > 1:
+        films = [film.with_stem(f"{film.stem}-{k}") for k in range(len(targets))]
+    taken = {path.resolve() for path in (*inputs, *targets)}
+    taken |= {preview.resolve() for target in targets if (preview := preview_path(target))}
+    for path in films:
+        if path.resolve() in taken or path.is_dir():
+            raise OutputError(f"cannot write the turntable {path}: the name is taken by another")
+    return films
+
+
+def save_all(
+    assets: Sequence[Asset],
+    targets: Sequence[Path],
+    films: Sequence[Path] = (),
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Every asset, its preview and, where `films` are named, its turntable.
+
+    All are written aside first, so a full disk leaves nothing.
+
+    Raises:
+        OutputError: the disk refused, or an asset cannot be seen from other sides.
+    """
+    from modalign.assets.turntable import write_turntable
+    from modalign.assets.viewing import Viewable
+
     folder = targets[0].parent
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".modalign-") as aside:
@@ -159,6 +201,12 @@ def save_all(assets: Sequence[Asset], targets: Sequence[Path]) -> None:
                 asset.save(Path(aside) / target.name)
                 if (preview := preview_path(target)) is not None:
                     asset.preview(Path(aside) / preview.name)
+            for asset, film in zip(assets, films, strict=False):
+                if not isinstance(asset, Viewable):
+                    raise OutputError(f"cannot write {film.name}: what was made cannot be turned")
+                write_turntable(asset, Path(aside) / film.name, progress=progress)
+            for film in films:
+                (Path(aside) / film.name).replace(film)
             for target in targets:
                 for path in (target, preview_path(target)):
                     if path is not None:

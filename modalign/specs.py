@@ -272,11 +272,11 @@ class VLMSpec(PluginSpec):
 class GeneratorSpec(PluginSpec):
     """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`.
 
-    `produces` is "mesh" or "picture". `decodes` says that it draws no noise: what it makes follows
-    from the tokens, a seed changes nothing, and `Pipeline.preview` may show tokens by it. In words:
-    `null_condition` is what its guidance contrasts the stream with, `image_domain` the pictures it
-    was trained on. `crop` brings any picture there, before the encoder reads it; it raises
-    `PromptError` where it cannot.
+    `produces` is a kind of `modalign.assets.FORMATS`, such as "mesh" or "picture". `decodes` says
+    that it draws no noise: what it makes follows from the tokens, a seed changes nothing, and
+    `Pipeline.preview` may show tokens by it. In words: `null_condition` is what its guidance
+    contrasts the stream with, `image_domain` the pictures it was trained on. `crop` brings any
+    picture there, before the encoder reads it; it raises `PromptError` where it cannot.
     """
 
     build: Callable[..., Generator]

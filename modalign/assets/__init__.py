@@ -1,12 +1,24 @@
-"""What generators make: meshes and pictures that save themselves and can be looked at.
+"""What generators make: things in space and pictures that save themselves and can be looked at.
 
-World frame of everything in space: right-handed, z up, the object inside -0.5..0.5.
+World frame of everything in space: right-handed, z up, the object inside -0.5..0.5. All of it
+renders alike: `asset.render(views, size, cameras=, background=)`, `preview`, `turntable`.
 """
 
 from __future__ import annotations
 
+from modalign.assets.gaussians import Gaussians
 from modalign.assets.mesh import Mesh, linear_from_srgb
 from modalign.assets.picture import Picture
+from modalign.assets.radiance_field import RadianceField
 from modalign.assets.writing import FORMATS, check_suffix, write_whole
 
-__all__ = ["FORMATS", "Mesh", "Picture", "check_suffix", "linear_from_srgb", "write_whole"]
+__all__ = [
+    "FORMATS",
+    "Gaussians",
+    "Mesh",
+    "Picture",
+    "RadianceField",
+    "check_suffix",
+    "linear_from_srgb",
+    "write_whole",
+]

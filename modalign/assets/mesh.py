@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modalign.assets.turntable import FRAMES, write_turntable
+from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for, write_preview
 from modalign.assets.writing import check_suffix, write_whole
-from modalign.rendering.cameras import Camera, around
-from modalign.rendering.rasteriser import Intersect, intersector
+from modalign.rendering.cameras import Camera
+from modalign.rendering.layers import Layers, mesh_layers
+from modalign.rendering.rasteriser import intersector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from modalign.specs import ProgressCallback
 
     Floats = NDArray[np.float32]
 
@@ -24,8 +29,19 @@ Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=np.float32)  # (x, y, 
 Y_UP_FORMATS = (".glb", ".obj")
 
 SUPERSAMPLING = 2
-BACKGROUND = 1.0
-AMBIENT, DIFFUSE = 0.45, 0.55  # soft light from behind the camera and above
+FINE_SUPERSAMPLING = 4  # the reference's, for what is measured
+HALF_DIAGONAL = 3**0.5 / 2  # of the unit cube
+
+# Values in 0..1 of a mesh's layers, by what is to be seen, at a camera's distance from the origin.
+MODES: Mapping[str, Callable[[Layers, float], NDArray[np.float64]]] = {
+    "color": lambda layers, _: layers.color,
+    "albedo": lambda layers, _: layers.albedo,
+    "normal": lambda layers, _: (layers.normal + 1) / 2,
+    "depth": lambda layers, distance: (
+        (layers.depth - distance + HALF_DIAGONAL) / (2 * HALF_DIAGONAL)
+    ).clip(0, 1)[..., None],
+    "mask": lambda layers, _: layers.mask[..., None],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,34 +147,56 @@ class Mesh:
         text: str = mesh.export(file_type="obj", include_normals=True, header="modalign")
         return text.encode()
 
-    def render(self, views: int = 4, size: int = 256) -> NDArray[np.uint8]:
-        """Pictures from evenly spaced sides, (views, size, size, 3), softly lit, white behind.
+    def layers(self, camera: Camera, size: int, *, supersampling: int = 4) -> Layers:
+        """Light, colour, normals, depth and cover as floats; see `modalign.rendering.layers`."""
+        return next(self._layers([camera], size * supersampling)).reduced(supersampling)
+
+    def render(
+        self,
+        views: int = 4,
+        size: int = 256,
+        *,
+        cameras: Sequence[Camera] | None = None,
+        background: Background = 1.0,
+        mode: str = "color",
+    ) -> NDArray[np.uint8]:
+        """Pictures (V, size, size, 3): from `cameras`, or from `views` evenly spaced sides.
 
         Embree traces the rays where it is installed; a z-buffer gives the same picture without.
-        """
-        if len(self.faces) == 0:
-            return np.full((views, size, size, 3), round(BACKGROUND * 255), dtype=np.uint8)
-        intersect = intersector(self.vertices, self.faces)
-        pictures = [self._view(camera, size * SUPERSAMPLING, intersect) for camera in around(views)]
-        fine = np.stack(pictures)
-        fine = fine.reshape(views, size, SUPERSAMPLING, size, SUPERSAMPLING, 3)
-        mean: NDArray[np.float64] = fine.mean(axis=(2, 4)).clip(0, 1)
-        return np.rint(mean * 255).astype(np.uint8)
 
-    def _view(self, camera: Camera, size: int, intersect: Intersect) -> NDArray[np.float64]:
-        triangle, weights = intersect(camera, size)
-        hit = triangle >= 0
-        corners = self.faces[triangle[hit]]  # (hits, 3)
-        weights = weights[hit][..., None]
-        color = (self.vertex_colors[corners] * weights).sum(axis=1)
-        normal = (self.vertex_normals[corners] * weights).sum(axis=1)
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        light = np.array([0.0, 0.0, 0.6]) - camera.extrinsics[2, :3]  # towards the camera, and up
-        light /= np.linalg.norm(light)
-        shade = AMBIENT + DIFFUSE * (normal @ light).clip(0, 1)
-        picture = np.full((size * size, 3), BACKGROUND)
-        picture[hit] = color * shade[:, None]
-        return picture.reshape(size, size, 3)
+        Args:
+            views: how many sides.
+            size: pixels on a side.
+            cameras: instead of `views`.
+            background: a grey or RGB in 0..1, as displayed; "mask" has none.
+            mode: "color" is softly lit; "albedo" is not; "normal" shows (n + 1) / 2 of the faces'
+                normals in the world; "depth" is 0 half a diagonal of the unit cube before the
+                origin and 1 as much behind it; "mask" is white on black.
+
+        Raises:
+            ValueError: the mode is unknown, or there would be no picture.
+        """
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+        cameras = cameras_for(views, size, cameras)
+        behind = backdrop(0.0 if mode == "mask" else background)
+        times = SUPERSAMPLING if mode in ("color", "albedo") else FINE_SUPERSAMPLING
+        pictures = []
+        for camera, layers in zip(cameras, self._layers(cameras, size * times), strict=True):
+            shown = MODES[mode](layers, float(np.linalg.norm(camera.position)))
+            mask = layers.mask[..., None]
+            pictures.append(shown * mask + (1 - mask) * behind)
+        return as_pixels(pictures, size)
+
+    def _layers(self, cameras: Sequence[Camera], size: int) -> Iterator[Layers]:
+        if len(self.faces) == 0:
+            flat, full = np.zeros((size, size)), np.zeros((size, size, 3))
+            yield from (Layers(full, full, full, flat, flat) for _ in cameras)
+            return
+        intersect = intersector(self.vertices, self.faces)
+        arrays = (self.vertices, self.faces, self.vertex_colors, self.vertex_normals)
+        for camera in cameras:
+            yield mesh_layers(*arrays, intersect, camera, size)
 
     def preview(self, path: str | os.PathLike[str]) -> None:
         """Write a PNG of four views side by side.
@@ -166,12 +204,21 @@ class Mesh:
         Raises:
             OSError: the file cannot be written.
         """
-        from PIL import Image
+        write_preview(self, path)
 
-        strip = np.concatenate(list(self.render()), axis=1)
-        buffer = io.BytesIO()
-        Image.fromarray(strip).save(buffer, format="PNG")
-        write_whole(Path(path), buffer.getvalue())
+    def turntable(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        frames: int = FRAMES,
+        size: int = 256,
+        background: Background = 1.0,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Write a film of one turn; see `modalign.assets.turntable.write_turntable`."""
+        write_turntable(
+            self, path, frames=frames, size=size, background=background, progress=progress
+        )
 
 
 def linear_from_srgb(colors: Floats) -> Floats:

@@ -9,6 +9,8 @@ from pathlib import Path
 # By what a generator says it produces.
 FORMATS = {
     "mesh": (".glb", ".ply", ".obj"),
+    "gaussians": (".ply", ".splat"),
+    "radiance-field": (".safetensors",),
     "picture": (".png", ".jpg", ".jpeg", ".webp"),
 }
 

@@ -19,6 +19,14 @@ VIEW_OFFSET_DEGREES = -16.0
 VIEW_PITCH_DEGREES = 20.0
 VIEW_RADIUS = 10.0
 VIEW_FOV_DEGREES = 8.0
+# Its films, metrics and textures: from near, with a wide lens.
+NEAR_RADIUS = 2.0
+NEAR_FOV = np.radians(40.0)
+EVALUATION_PITCH_DEGREES = 30.0
+# From there the same lens sees the whole ball around the unit cube, whose corners else are cut.
+WHOLE_RADIUS = float(np.sqrt(3) / 2 / np.sin(NEAR_FOV / 2))
+
+PRIMES = (2, 3, 5, 7, 11)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,3 +94,52 @@ def around(
     """Cameras at evenly spaced yaws, by default those of the paper's snapshots."""
     yaws = offset + np.arange(views) * 2 * np.pi / views
     return [look(float(yaw), pitch, radius, fov) for yaw in yaws]
+
+
+def evaluation(views: int = 4) -> Sequence[Camera]:
+    """Cameras of the paper's metrics: even yaws from 0, 30 degrees up, near, a wide lens.
+
+    4 views go into the Frechet and kernel distances, 8 into the CLIP scores, 20 into point clouds.
+    """
+    pitch, radius, fov = np.radians(EVALUATION_PITCH_DEGREES), NEAR_RADIUS, NEAR_FOV
+    return around(views, offset=0.0, pitch=pitch, radius=radius, fov=fov)
+
+
+def orbit(frames: int, *, radius: float = NEAR_RADIUS) -> Sequence[Camera]:
+    """One turn around the object that rises and sinks once, for a film that repeats.
+
+    Pitch is 0.25 + 0.5 sin(yaw). The frame that would repeat the first is left out.
+    """
+    yaws = np.arange(frames) * 2 * np.pi / frames
+    return [look(float(yaw), 0.25 + 0.5 * float(np.sin(yaw)), radius, NEAR_FOV) for yaw in yaws]
+
+
+def sphere(views: int) -> Sequence[Camera]:
+    """Cameras evenly spread over all directions, as textures are baked from (100 of them)."""
+    return [look(yaw, pitch, NEAR_RADIUS, NEAR_FOV) for yaw, pitch in sphere_angles(views)]
+
+
+def sphere_angles(views: int) -> NDArray[np.float64]:
+    """Yaw and pitch (views, 2) of directions that a Hammersley sequence spreads evenly."""
+    height, turn = hammersley(views, 2).T
+    return np.stack([2 * np.pi * turn, np.arccos(1 - 2 * height) - np.pi / 2], axis=1)
+
+
+def hammersley(number: int, dims: int) -> NDArray[np.float64]:
+    """`number` evenly spread points (number, dims) in the unit cube.
+
+    The first coordinate is i / number, the others radical inverses of i in the prime bases.
+    """
+    columns = [[i / number for i in range(number)]]
+    columns += [[_radical_inverse(i, base) for i in range(number)] for base in PRIMES[: dims - 1]]
+    return np.array(columns).T.reshape(number, dims)
+
+
+def _radical_inverse(i: int, base: int) -> float:
+    """The digits of i in a base, mirrored at the point."""
+    value, place = 0.0, 1 / base
+    while i:
+        i, digit = divmod(i, base)
+        value += digit * place
+        place /= base
+    return value

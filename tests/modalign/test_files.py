@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from modalign import PromptError, cli
-from modalign.files import read_image
+from modalign import OutputError, Picture, PromptError, cli
+from modalign.files import output_paths, read_image, save_all, turntable_paths
+from modalign.specs import Progress
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -110,3 +112,69 @@ def test_a_picture_that_lies_on_its_side_is_set_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the camera was turned
     Image.new("RGB", (32, 16)).save(path, exif=exif)
     assert read_image(path).size == (16, 32)
+
+
+def folder_of(tmp_path: Path, num_samples: int = 1) -> list[Path]:
+    return output_paths(tmp_path / "x.glb", num_samples)
+
+
+def test_films_lie_beside_their_assets(tmp_path: Path) -> None:
+    assert turntable_paths(None, folder_of(tmp_path), produces="mesh") == []
+    film = tmp_path / "x.gif"
+    assert turntable_paths(film, folder_of(tmp_path), produces="mesh") == [film]
+    several = turntable_paths(film, folder_of(tmp_path, 2), produces="mesh")
+    assert [path.name for path in several] == ["x-0.gif", "x-1.gif"]
+
+
+@pytest.mark.parametrize(
+    ("name", "produces", "complaint"),
+    [
+        ("x.gif", "picture", "a picture has no other side to turn to"),
+        ("x.avi", "mesh", "unknown extension '.avi' of a turntable"),
+        ("x.png", "mesh", "the name is taken by another"),  # by the preview
+        ("in.webp", "mesh", "the name is taken by another"),  # by an input
+        ("other/x.gif", "mesh", "a turntable lies beside x.glb"),
+    ],
+)
+def test_films_that_have_no_place_are_refused(
+    name: str, produces: str, complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match=complaint):
+        turntable_paths(
+            tmp_path / name, folder_of(tmp_path), [tmp_path / "in.webp"], produces=produces
+        )
+
+
+def test_an_asset_is_saved_with_its_preview_and_its_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from modalign import Mesh
+    from modalign.assets import turntable
+
+    short = partial(turntable.write_turntable, frames=3, size=16)
+    monkeypatch.setattr(turntable, "write_turntable", short)
+    triangle = Mesh(0.3 * np.eye(3), np.array([[0, 1, 2]]), np.eye(3))
+    seen: list[Progress] = []
+    save_all([triangle], [tmp_path / "x.glb"], [tmp_path / "x.gif"], seen.append)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.glb", "x.png", "x.gif"}
+    assert (seen[-1].stage, seen[-1].step, seen[-1].total) == ("turntable", 3, 3)
+    flat = Picture(np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(OutputError, match=r"y.gif: what was made cannot be turned"):
+        save_all([flat], [tmp_path / "y.png"], [tmp_path / "y.gif"])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_command_refuses_a_film_before_it_loads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modalign.assembly.build", None)
+    monkeypatch.setattr(sys, "argv", ["modalign", "generate", "a mug", "--turntable", "mug.avi"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "known: .gif, .webp, .png, .mp4" in line
+    assert not list(tmp_path.iterdir())

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from modalign import Gaussians
+from modalign.rendering.cameras import hammersley
 
 from .blocks import final_norm, init_zero
 from .slat_vae import SparseTransformer
@@ -31,79 +33,6 @@ RELEASED_REPRESENTATION: dict[str, Any] = {
     "scaling_activation": "softplus",
 }
 RELEASED_RESOLUTION = 64
-SH_0 = 0.28209479177387814  # the constant spherical harmonic
-PRIMES = (2, 3, 5, 7, 11)
-
-
-def hammersley(number: int, dims: int) -> Tensor:
-    """`number` evenly spread points (number, dims) in the unit cube.
-
-    The first coordinate is i / number, the others radical inverses of i in the prime bases.
-    """
-    columns = [[i / number for i in range(number)]]
-    columns += [[_radical_inverse(i, base) for i in range(number)] for base in PRIMES[: dims - 1]]
-    return torch.tensor(columns, dtype=torch.float32).T
-
-
-def _radical_inverse(i: int, base: int) -> float:
-    """The digits of i in a base, mirrored at the point."""
-    value, place = 0.0, 1 / base
-    while i:
-        i, digit = divmod(i, base)
-        value += digit * place
-        place /= base
-    return value
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """Splats of one object, z up, inside -0.5..0.5.
-
-    Attributes:
-        xyz: (K, 3) centres.
-        scaling: (K, 3) standard deviations along the own axes.
-        rotation: (K, 4) unit quaternions (w, x, y, z).
-        opacity: (K, 1) in 0..1.
-        features_dc: (K, 1, 3) colour as the constant spherical harmonic's coefficient.
-    """
-
-    xyz: Tensor
-    scaling: Tensor
-    rotation: Tensor
-    opacity: Tensor
-    features_dc: Tensor
-
-    @property
-    def color(self) -> Tensor:
-        """RGB (K, 3); may exceed 1."""
-        return (SH_0 * self.features_dc[:, 0] + 0.5).clamp(min=0)
-
-    @property
-    def covariance(self) -> Tensor:
-        """Covariance matrices (K, 3, 3)."""
-        w, x, y, z = self.rotation.unbind(1)
-        rows = [
-            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-        ]
-        axes = torch.stack(rows, dim=1).view(-1, 3, 3) * self.scaling[:, None]
-        return axes @ axes.transpose(1, 2)
-
-    def ply_columns(self) -> dict[str, Tensor]:
-        """The columns of the usual splat PLY, turned to y up as the reference does.
-
-        Positions go (x, y, z) -> (x, -z, y), the opposite sense of a GLB's turn.
-        """
-        turn = torch.tensor([math.sqrt(0.5), math.sqrt(0.5), 0, 0])
-        w, x, y, z = self.rotation.unbind(1)
-        a, b = turn[0], turn[1]  # quaternion product with (a, b, 0, 0) from the left
-        turned = torch.stack([a * w - b * x, a * x + b * w, a * y - b * z, a * z + b * y], dim=1)
-        columns = {"x": self.xyz[:, 0], "y": -self.xyz[:, 2], "z": self.xyz[:, 1]}
-        columns |= {f"f_dc_{k}": self.features_dc[:, 0, k] for k in range(3)}
-        columns["opacity"] = torch.logit(self.opacity[:, 0])
-        columns |= {f"scale_{k}": self.scaling[:, k].log() for k in range(3)}
-        return columns | {f"rot_{k}": turned[:, k] for k in range(4)}
 
 
 class GaussianHead:
@@ -133,7 +62,8 @@ class GaussianHead:
         count = self.config["num_gaussians"]
         if not self.config["perturb_offset"]:
             return torch.zeros(count, 3)
-        return torch.atanh((2 * hammersley(count, 3) - 1) / self.config["voxel_size"])
+        even = torch.from_numpy(hammersley(count, 3)).float()
+        return torch.atanh((2 * even - 1) / self.config["voxel_size"])
 
     def activate(self, xyz: Tensor, raw: Tensor, perturbation: Tensor) -> Gaussians:
         """The N G Gaussians of voxels xyz (N, 3) with raw features (N, 14 G)."""

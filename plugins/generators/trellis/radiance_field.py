@@ -7,31 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from modalign import RadianceField
 
 from .blocks import final_norm, init_zero
 from .slat_vae import SparseTransformer
 from .sparse import SparseTensor
-
-
-@dataclass(frozen=True)
-class RadianceField:
-    """Voxels of one object with a field in each.
-
-    Attributes:
-        position: (N, 3) centres in 0..1.
-        trivec: (N, R, 3, D) factors along the axes.
-        density: (N, R).
-        features_dc: (N, R, 1, 3) colour as the constant spherical harmonic's coefficient.
-    """
-
-    position: Tensor
-    trivec: Tensor
-    density: Tensor
-    features_dc: Tensor
 
 
 class SLatRadianceFieldDecoder(SparseTransformer):
@@ -79,5 +63,5 @@ class SLatRadianceFieldDecoder(SparseTransformer):
             )
             # An untrained field is then a constant, not nothing.
             position = (xyz.float() + 0.5) / self.resolution
-            fields.append(RadianceField(position, trivec + 1, density, color))
+            fields.append(RadianceField(position, trivec + 1, density, color, self.resolution))
         return fields

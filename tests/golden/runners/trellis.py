@@ -30,7 +30,14 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from modalign.rendering.cameras import camera_extrinsics, camera_intrinsics
+from modalign import Gaussians
+from modalign.rendering.cameras import (
+    Camera,
+    camera_extrinsics,
+    camera_intrinsics,
+    hammersley,
+    sphere_angles,
+)
 from tests.golden.case import Case, Runner
 
 Outputs = dict[str, Tensor]
@@ -311,15 +318,13 @@ def cameras(case: Case) -> Outputs:
     }
     for name, expected in case.expected.items():
         if match := re.fullmatch(r"hammersley(\d+)_\d+", name):
-            outputs[name] = gaussians.hammersley(len(expected), int(match[1]))
+            outputs[name] = torch.from_numpy(hammersley(len(expected), int(match[1])))
         elif name.startswith("sphere_hammersley"):
-            even = gaussians.hammersley(len(expected), 2)
-            pitch = (1 - 2 * even[:, 0]).acos() - math.pi / 2
-            outputs[name] = torch.stack([2 * math.pi * even[:, 1], pitch], dim=1)
+            outputs[name] = torch.from_numpy(sphere_angles(len(expected)))
     return outputs
 
 
-def gaussian_outputs(splats: list[gaussians.Gaussians]) -> Outputs:
+def gaussian_outputs(splats: list[Gaussians]) -> Outputs:
     outputs: Outputs = {}
     for number, splat in enumerate(splats):
         outputs |= {f"b{number}.{name}": value for name, value in vars(splat).items()}
@@ -337,7 +342,7 @@ def slat_dec_gs(case: Case) -> Outputs:
     return {"raw": raw.feats, **gaussian_outputs(model.gaussians(raw))}
 
 
-def activated(case: Case, args: dict[str, Any]) -> list[gaussians.Gaussians]:
+def activated(case: Case, args: dict[str, Any]) -> list[Gaussians]:
     head = gaussians.GaussianHead(args["representation_config"], args["resolution"])
     raw = sparse_input(case)
     places = torch.split(raw.at.coords[:, 1:], raw.at.segments.counts)
@@ -369,6 +374,27 @@ def gaussian_ply(case: Case) -> Outputs:
 
 
 @torch.no_grad()
+def gaussian_render(case: Case) -> Outputs:
+    """Only the views that the entry names were rendered; they are numbered as in `cameras`."""
+    inputs = {name: value for name, value in case.inputs.items() if not name.endswith("trinsics")}
+    splats = Gaussians(**inputs)
+    names = sorted({name.partition(".")[0] for name in case.expected})
+    outputs: Outputs = {}
+    for number, name in enumerate(names):
+        camera = Camera(
+            *(case.inputs[f"{kind}trinsics"][number].double().numpy() for kind in ("ex", "in"))
+        )
+        picture, alpha = splats.view(camera, case.expected[f"{name}.alpha"].shape[0])
+        black = picture.permute(2, 0, 1)
+        outputs |= {
+            f"{name}.alpha": alpha,
+            f"{name}.black": black,
+            f"{name}.white": black + 1 - alpha,
+        }
+    return outputs
+
+
+@torch.no_grad()
 def slat_dec_rf(case: Case) -> Outputs:
     model = radiance_field.SLatRadianceFieldDecoder(**arguments(case, {"attn_mode", "use_fp16"}))
     loaded(model, case)
@@ -385,6 +411,7 @@ RUNNERS: dict[str, Runner] = {
     "trellis.flexicubes": flexicubes_mesh,
     "trellis.gaussian_activation": gaussian_activation,
     "trellis.gaussian_ply": gaussian_ply,
+    "trellis.gaussian_render": gaussian_render,
     "trellis.mesh_subdivide_block": mesh_subdivide_block,
     "trellis.preprocess_image": preprocess_image,
     "trellis.sampler": sampler_runs,
