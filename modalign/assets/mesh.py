@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from modalign.assets.gltf import glb
 from modalign.assets.writing import check_suffix, write_whole
 from modalign.rendering.cameras import Camera, around
 from modalign.rendering.rasteriser import Intersect, intersector
@@ -115,8 +116,16 @@ class Mesh:
         import trimesh
 
         turn = Y_UP if suffix in Y_UP_FORMATS else np.eye(3, dtype=np.float32)
-        colors = linear_from_srgb(self.vertex_colors) if suffix == ".glb" else self.vertex_colors
-        rounded = np.rint(colors.clip(0, 1) * 255).astype(np.uint8)
+        if suffix == ".glb":
+            light = linear_from_srgb(self.vertex_colors).clip(0, 1)
+            opaque = np.concatenate([light, np.ones((len(light), 1), np.float32)], axis=1)
+            attributes = {
+                "POSITION": self.vertices @ turn.T,
+                "NORMAL": self.vertex_normals @ turn.T,
+                "COLOR_0": np.rint(opaque * 65535).astype(np.uint16),
+            }
+            return glb(self.faces, attributes)
+        rounded = np.rint(self.vertex_colors.clip(0, 1) * 255).astype(np.uint8)
         mesh = trimesh.Trimesh(
             vertices=self.vertices @ turn.T,
             faces=self.faces,
@@ -124,8 +133,6 @@ class Mesh:
             vertex_colors=rounded,
             process=False,
         )
-        if suffix == ".glb":
-            return bytes(mesh.export(file_type="glb", include_normals=True))
         if suffix == ".ply":
             return bytes(mesh.export(file_type="ply", vertex_normal=True))
         text: str = mesh.export(file_type="obj", include_normals=True, header="modalign")
