@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from modalign.assets.mesh import Mesh, linear_from_srgb
 from modalign.assets.picture import Picture
+from modalign.assets.textured import TexturedMesh
 from modalign.assets.writing import FORMATS, check_suffix, write_whole
 
-__all__ = ["FORMATS", "Mesh", "Picture", "check_suffix", "linear_from_srgb", "write_whole"]
+__all__ = [
+    "FORMATS",
+    "Mesh",
+    "Picture",
+    "TexturedMesh",
+    "check_suffix",
+    "linear_from_srgb",
+    "write_whole",
+]
