@@ -24,7 +24,7 @@ def checker(points):
     return np.stack([0.1 + 0.8 * check, 0.5 + 0.4 * np.sin(2 * z), 0.3 + 0.5 * (x > 0)], axis=1)
 
 
-def torus(major=120, minor=64, colors=checker):
+def torus(major=80, minor=40, colors=checker):
     shape = trimesh.creation.torus(0.35, 0.13, major_sections=major, minor_sections=minor)
     return Mesh(shape.vertices, shape.faces, colors(shape.vertices))
 

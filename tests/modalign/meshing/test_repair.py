@@ -43,7 +43,7 @@ def test_a_mesh_without_area_is_refused():
         clean(Mesh(line, faces, np.zeros((9, 3))))
 
 
-@pytest.mark.parametrize("wanted", [{"faces": 2000}, {"ratio": 2000 / 15360}])
+@pytest.mark.parametrize("wanted", [{"faces": 2000}, {"ratio": 2000 / 6400}])
 def test_a_simplified_torus_has_fewer_faces_and_nearly_the_same_volume(wanted):
     whole = torus()
     simple = simplify(whole, **wanted)
@@ -53,10 +53,10 @@ def test_a_simplified_torus_has_fewer_faces_and_nearly_the_same_volume(wanted):
 
 
 def test_colours_are_those_of_the_nearest_vertex_that_collapsed():
-    """Colours that tell the position: a vertex moves at most as far as edges are long."""
+    """Colours that tell the position: a vertex moves less than the longest edge, pi 0.96 / 80."""
     whole = torus(colors=lambda points: points + 0.5)
     simple = simplify(whole, faces=2000)
-    assert np.abs(simple.vertex_colors - (simple.vertices + 0.5)).max() < 0.02
+    assert np.abs(simple.vertex_colors - (simple.vertices + 0.5)).max() < np.pi * 0.96 / 80
 
 
 def test_a_mesh_with_few_faces_stays_as_it_is():
@@ -82,7 +82,7 @@ def test_wishes_that_cannot_be_met_are_refused(wanted, message):
 
 def test_a_shell_inside_goes_and_what_is_outside_stays():
     outer, inner = sphere(0.4), sphere(0.3, inward=True)
-    left = remove_hidden(together(outer, inner))
+    left = remove_hidden(together(outer, inner), looks=24)
     assert np.array_equal(left.faces, outer.faces)
     assert np.array_equal(left.vertices, outer.vertices)
 
@@ -97,7 +97,7 @@ def test_a_pocket_that_hangs_on_the_outside_loses_its_inside_and_keeps_a_rim():
         sections=48,
     )
     mesh = Mesh(ring.vertices, ring.faces, np.full((len(ring.vertices), 3), 0.5))
-    left = remove_hidden(mesh)
+    left = remove_hidden(mesh, looks=24)
     radius = np.linalg.norm(left.vertices, axis=1)
     kept = np.linalg.norm(mesh.vertices, axis=1) > 0.37
     assert (radius > 0.37).sum() == kept.sum()
@@ -106,7 +106,7 @@ def test_a_pocket_that_hangs_on_the_outside_loses_its_inside_and_keeps_a_rim():
 
 def test_an_open_bowl_is_seen_from_inside_and_stays():
     bowl = without(sphere(), (0, 0, 0.4), 0.3)
-    assert len(remove_hidden(bowl).faces) == len(bowl.faces)
+    assert len(remove_hidden(bowl, looks=24).faces) == len(bowl.faces)
 
 
 def test_a_small_hole_is_closed_with_the_colours_around_it():
