@@ -124,6 +124,8 @@ def remove_hidden(mesh: Mesh, *, looks: int = LOOKS) -> Mesh:
     for camera in sphere_cameras(looks):
         triangle, _ = intersect(camera, PIXELS)
         seen[triangle[triangle >= 0]] = True
+        if seen.all():
+            return mesh
     for _ in range(RINGS):
         near = np.zeros(len(mesh.vertices), dtype=bool)
         near[mesh.faces[seen]] = True

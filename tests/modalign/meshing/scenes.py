@@ -12,7 +12,7 @@ from modalign.rendering.rasteriser import intersector
 
 HELD_OUT = [
     look(0.37 + k * np.pi / 2, pitch, 2.0, np.radians(40))
-    for k in range(4)
+    for k in range(2)
     for pitch in (-0.5, 0.6)
 ]
 
