@@ -72,7 +72,7 @@ def test_a_constant_object_gives_a_constant_texture(truth, layout):
 
 
 def test_blending_beats_vertex_colours_and_fitting_beats_blending(truth, layout, pictures):
-    """On views that nobody baked from; CHANGELOG has the figures at full size."""
+    """On views that nobody baked from; texturing.py has figures of a larger run."""
 
     def asset(passes):
         texture = bake(layout, pictures, 256, passes=passes)
