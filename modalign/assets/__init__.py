@@ -10,6 +10,7 @@ from modalign.assets.gaussians import Gaussians
 from modalign.assets.mesh import Mesh, linear_from_srgb
 from modalign.assets.picture import Picture
 from modalign.assets.radiance_field import RadianceField
+from modalign.assets.textured import TexturedMesh
 from modalign.assets.writing import FORMATS, check_suffix, write_whole
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Mesh",
     "Picture",
     "RadianceField",
+    "TexturedMesh",
     "check_suffix",
     "linear_from_srgb",
     "write_whole",

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modalign.assets.turntable import FRAMES, write_turntable
-from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for, write_preview
+from modalign.assets.gltf import glb
+from modalign.assets.surface import Surface
 from modalign.assets.writing import check_suffix, write_whole
-from modalign.rendering.cameras import Camera
-from modalign.rendering.layers import Layers, mesh_layers
-from modalign.rendering.rasteriser import intersector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from modalign.specs import ProgressCallback
 
     Floats = NDArray[np.float32]
 
@@ -28,24 +22,9 @@ if TYPE_CHECKING:
 Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=np.float32)  # (x, y, z) -> (x, z, -y)
 Y_UP_FORMATS = (".glb", ".obj")
 
-SUPERSAMPLING = 2
-FINE_SUPERSAMPLING = 4  # the reference's, for what is measured
-HALF_DIAGONAL = 3**0.5 / 2  # of the unit cube
-
-# Values in 0..1 of a mesh's layers, by what is to be seen, at a camera's distance from the origin.
-MODES: Mapping[str, Callable[[Layers, float], NDArray[np.float64]]] = {
-    "color": lambda layers, _: layers.color,
-    "albedo": lambda layers, _: layers.albedo,
-    "normal": lambda layers, _: (layers.normal + 1) / 2,
-    "depth": lambda layers, distance: (
-        (layers.depth - distance + HALF_DIAGONAL) / (2 * HALF_DIAGONAL)
-    ).clip(0, 1)[..., None],
-    "mask": lambda layers, _: layers.mask[..., None],
-}
-
 
 @dataclass(frozen=True, eq=False)
-class Mesh:
+class Mesh(Surface):
     """A triangle mesh with colours.
 
     Attributes:
@@ -131,8 +110,16 @@ class Mesh:
         import trimesh
 
         turn = Y_UP if suffix in Y_UP_FORMATS else np.eye(3, dtype=np.float32)
-        colors = linear_from_srgb(self.vertex_colors) if suffix == ".glb" else self.vertex_colors
-        rounded = np.rint(colors.clip(0, 1) * 255).astype(np.uint8)
+        if suffix == ".glb":
+            light = linear_from_srgb(self.vertex_colors).clip(0, 1)
+            opaque = np.concatenate([light, np.ones((len(light), 1), np.float32)], axis=1)
+            attributes = {
+                "POSITION": self.vertices @ turn.T,
+                "NORMAL": self.vertex_normals @ turn.T,
+                "COLOR_0": np.rint(opaque * 65535).astype(np.uint16),
+            }
+            return glb(self.faces, attributes)
+        rounded = np.rint(self.vertex_colors.clip(0, 1) * 255).astype(np.uint8)
         mesh = trimesh.Trimesh(
             vertices=self.vertices @ turn.T,
             faces=self.faces,
@@ -140,85 +127,13 @@ class Mesh:
             vertex_colors=rounded,
             process=False,
         )
-        if suffix == ".glb":
-            return bytes(mesh.export(file_type="glb", include_normals=True))
         if suffix == ".ply":
             return bytes(mesh.export(file_type="ply", vertex_normal=True))
         text: str = mesh.export(file_type="obj", include_normals=True, header="modalign")
         return text.encode()
 
-    def layers(self, camera: Camera, size: int, *, supersampling: int = 4) -> Layers:
-        """Light, colour, normals, depth and cover as floats; see `modalign.rendering.layers`."""
-        return next(self._layers([camera], size * supersampling)).reduced(supersampling)
-
-    def render(
-        self,
-        views: int = 4,
-        size: int = 256,
-        *,
-        cameras: Sequence[Camera] | None = None,
-        background: Background = 1.0,
-        mode: str = "color",
-    ) -> NDArray[np.uint8]:
-        """Pictures (V, size, size, 3): from `cameras`, or from `views` evenly spaced sides.
-
-        Embree traces the rays where it is installed; a z-buffer gives the same picture without.
-
-        Args:
-            views: how many sides.
-            size: pixels on a side.
-            cameras: instead of `views`.
-            background: a grey or RGB in 0..1, as displayed; "mask" has none.
-            mode: "color" is softly lit; "albedo" is not; "normal" shows (n + 1) / 2 of the faces'
-                normals in the world; "depth" is 0 half a diagonal of the unit cube before the
-                origin and 1 as much behind it; "mask" is white on black.
-
-        Raises:
-            ValueError: the mode is unknown, or there would be no picture.
-        """
-        if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-        cameras = cameras_for(views, size, cameras)
-        behind = backdrop(0.0 if mode == "mask" else background)
-        times = SUPERSAMPLING if mode in ("color", "albedo") else FINE_SUPERSAMPLING
-        pictures = []
-        for camera, layers in zip(cameras, self._layers(cameras, size * times), strict=True):
-            shown = MODES[mode](layers, float(np.linalg.norm(camera.position)))
-            mask = layers.mask[..., None]
-            pictures.append(shown * mask + (1 - mask) * behind)
-        return as_pixels(pictures, size)
-
-    def _layers(self, cameras: Sequence[Camera], size: int) -> Iterator[Layers]:
-        if len(self.faces) == 0:
-            flat, full = np.zeros((size, size)), np.zeros((size, size, 3))
-            yield from (Layers(full, full, full, flat, flat) for _ in cameras)
-            return
-        intersect = intersector(self.vertices, self.faces)
-        arrays = (self.vertices, self.faces, self.vertex_colors, self.vertex_normals)
-        for camera in cameras:
-            yield mesh_layers(*arrays, intersect, camera, size)
-
-    def preview(self, path: str | os.PathLike[str]) -> None:
-        """Write a PNG of four views side by side.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_preview(self, path)
-
-    def turntable(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        frames: int = FRAMES,
-        size: int = 256,
-        background: Background = 1.0,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        """Write a film of one turn; see `modalign.assets.turntable.write_turntable`."""
-        write_turntable(
-            self, path, frames=frames, size=size, background=background, progress=progress
-        )
+    def _paint(self, corners: Any, weights: Any) -> Any:
+        return (self.vertex_colors[corners] * weights).sum(axis=1)
 
 
 def linear_from_srgb(colors: Floats) -> Floats:

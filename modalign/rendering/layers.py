@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+
+Paint = Callable[[Any, Any], Any]
+"""paint(corners, weights): colours (K, 3) in 0..1 at K points, by their triangles' vertices (K, 3)
+and the shares (K, 3, 1) of these."""
 
 AMBIENT, DIFFUSE = 0.45, 0.55  # soft light from behind the camera and above
 
@@ -51,7 +56,7 @@ class Layers:
 def mesh_layers(
     vertices: NDArray[np.float32],
     faces: NDArray[np.int64],
-    colors: NDArray[np.float32],
+    paint: Paint,
     normals: NDArray[np.float32],
     intersect: Intersect,
     camera: Camera,
@@ -65,7 +70,7 @@ def mesh_layers(
     Args:
         vertices: (V, 3).
         faces: (F, 3).
-        colors: (V, 3) in 0..1, as displayed.
+        paint: the surface's colours, as displayed.
         normals: (V, 3) unit vectors, for the light.
         intersect: of the same mesh, see `rasteriser.intersector`.
         camera: where from.
@@ -75,7 +80,7 @@ def mesh_layers(
     hit = triangle >= 0
     corners = faces[triangle[hit]]  # (hits, 3)
     weights = weights[hit][..., None]
-    albedo = (colors[corners] * weights).sum(axis=1)
+    albedo = paint(corners, weights)
     shade = lit((normals[corners] * weights).sum(axis=1), camera)
     a, b, c = np.moveaxis(vertices[corners].astype(np.float64), 1, 0)
     flat = np.cross(b - a, c - a)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -13,6 +12,8 @@ from PIL import Image
 from modalign import Mesh, Picture, assets
 from modalign.rendering import cameras, rasteriser
 from modalign.specs import Asset
+
+from .glb import opened
 
 
 def box(low=(-0.3, -0.2, -0.1), high=(0.3, 0.2, 0.4)):
@@ -78,8 +79,10 @@ def test_glb_colours_are_linear_light(mesh, tmp_path):
     """glTF 2.0, 3.7.2.1: COLOR_0 is linear. Middle grey 0.5 is 0.214 of the light of white."""
     grey = Mesh(mesh.vertices, mesh.faces, np.full((8, 3), 0.5))
     grey.save(tmp_path / "grey.glb")
-    colors = read(tmp_path / "grey.glb").visual.vertex_colors
-    assert (colors == [55, 55, 55, 255]).all()
+    _, arrays = opened((tmp_path / "grey.glb").read_bytes())
+    assert arrays["COLOR_0"].dtype == np.uint16
+    light = ((0.5 + 0.055) / 1.055) ** 2.4
+    np.testing.assert_allclose(arrays["COLOR_0"] / 65535, [[light, light, light, 1]] * 8, atol=1e-5)
     np.testing.assert_allclose(
         assets.linear_from_srgb(np.float32([0, 0.04, 1])), [0, 0.0031, 1], atol=1e-4
     )
@@ -87,15 +90,17 @@ def test_glb_colours_are_linear_light(mesh, tmp_path):
 
 def test_glb_carries_normals_so_that_viewers_shade_smoothly(mesh, tmp_path):
     mesh.save(tmp_path / "mesh.glb")
-    content = (tmp_path / "mesh.glb").read_bytes()
-    length = int.from_bytes(content[12:16], "little")
-    tree = json.loads(content[20 : 20 + length])
-    accessor = tree["accessors"][tree["meshes"][0]["primitives"][0]["attributes"]["NORMAL"]]
-    view = tree["bufferViews"][accessor["bufferView"]]
-    start = 20 + length + 8 + view["byteOffset"] + accessor.get("byteOffset", 0)
-    stored = np.frombuffer(content, np.float32, 3 * accessor["count"], start).reshape(-1, 3)
+    _, arrays = opened((tmp_path / "mesh.glb").read_bytes())
     x, y, z = mesh.vertex_normals.T
-    np.testing.assert_allclose(stored, np.stack([x, z, -y], axis=1), atol=1e-6)
+    np.testing.assert_allclose(arrays["NORMAL"], np.stack([x, z, -y], axis=1), atol=1e-6)
+
+
+def test_a_coloured_glb_is_matt(mesh, tmp_path):
+    """glTF takes a mesh without a material for metal, which is black without surroundings."""
+    mesh.save(tmp_path / "mesh.glb")
+    tree, _ = opened((tmp_path / "mesh.glb").read_bytes())
+    surface = tree["materials"][0]["pbrMetallicRoughness"]
+    assert surface == {"metallicFactor": 0.0, "roughnessFactor": 1.0}
 
 
 @pytest.mark.parametrize("extension", assets.FORMATS["mesh"])

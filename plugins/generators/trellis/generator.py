@@ -152,7 +152,7 @@ class Trellis:
         if format == "textured-mesh":
             splats = self.assets(latents, "gaussians", progress)
             meshes = self.assets(latents, "mesh", progress)
-            return [textured(*both) for both in zip(meshes, splats, strict=True)]
+            return [textured(*both, progress) for both in zip(meshes, splats, strict=True)]
         shares = [_share(progress, k, len(latents)) for k in range(len(latents))]
         pairs = list(zip(latents, shares, strict=True))
         if format == "mesh":

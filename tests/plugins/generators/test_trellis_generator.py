@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -20,7 +19,16 @@ from modalign_plugins.generators.trellis import (
 )
 from modalign_plugins.generators.trellis.sampler import averaged
 
-from modalign import GenerationError, GeneratorSpec, Mesh, Progress, WeightsError, installed
+from modalign import (
+    GenerationError,
+    GeneratorSpec,
+    ModalignError,
+    Progress,
+    WeightsError,
+    installed,
+    meshing,
+)
+from modalign.rendering.cameras import sphere
 from modalign.testing import check_generator
 
 from .trellis_tiny import MODELS, STREAM, write_pipeline
@@ -258,24 +266,32 @@ def test_a_decoder_whose_file_is_missing_is_named_before_anything_is_sampled(
         trellis.generate(tokens(), seed=0, format="gaussians")
 
 
-def test_a_textured_mesh_without_baking_is_refused_before_anything_is_sampled(trellis, monkeypatch):
-    monkeypatch.setattr(formats, "MESHING", "modalign.no_such_room")
+def test_a_textured_mesh_without_its_libraries_is_refused_before_sampling(trellis, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xatlas", None)
     refuse_sampling(trellis, monkeypatch)
-    with pytest.raises(GenerationError, match="'textured-mesh' bakes a texture.*ask for 'mesh'"):
+    with pytest.raises(ModalignError, match=r"a texture needs xatlas.*modalign\[mesh\]"):
         trellis.generate(tokens(), seed=0, format="textured-mesh")
 
 
-def test_a_textured_mesh_is_baked_from_mesh_and_gaussians_of_one_latent(trellis, monkeypatch):
-    name = "baking"
-    room = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader=None))
-    room.textured = lambda mesh, splats: (mesh, splats)
-    monkeypatch.setitem(sys.modules, name, room)
-    monkeypatch.setattr(formats, "MESHING", name)
+def test_a_texture_is_baked_on_the_mesh_from_pictures_of_the_splats(trellis, monkeypatch):
+    """Of the same latent, from all around."""
+    monkeypatch.setattr(formats, "BAKED_VIEWS", 6)
+    monkeypatch.setattr(formats, "BAKED_SIZE", 24)
+    given = {}
+    monkeypatch.setattr(
+        meshing, "textured", lambda *args, **options: given.update(o=(args, options))
+    )
     options = {"stream": tokens(batch=1), "seed": 0}
-    ((mesh, splats),) = trellis.generate(**options, format="textured-mesh")
-    assert isinstance(mesh, Mesh)
+    trellis.generate(**options, format="textured-mesh")
+    (mesh, views), _ = given["o"]
     assert same(mesh, trellis.generate(**options)[0])
-    assert torch.equal(splats.xyz, trellis.generate(**options, format="gaussians")[0].xyz)
+    (splats,) = trellis.generate(**options, format="gaussians")
+    assert len(views) == 6
+    for view, camera in zip(views, sphere(6), strict=True):
+        np.testing.assert_array_equal(view.camera.extrinsics, camera.extrinsics)
+        color, alpha = splats.view(camera, 24)
+        np.testing.assert_array_equal(view.color, color.detach().numpy())
+        np.testing.assert_array_equal(view.alpha, alpha.detach().numpy())
 
 
 def with_null(folder, make_null):
