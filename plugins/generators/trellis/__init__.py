@@ -17,6 +17,8 @@ from modalign_plugins.weights import sources
 from modalign import GeneratorSpec, TokenStreamSpec, hookimpl
 
 from .config import ModelFile, PipelineFile, SamplerSettings, TrellisConfig
+from .editing import box
+from .encoding import RELEASED_ENCODERS, Encoders, Views, load_encoders
 from .generator import Trellis
 from .loader import load_pipeline, random_pipeline
 from .sizes import (
@@ -29,11 +31,12 @@ from .sizes import (
     MINI_STREAM,
     REPOSITORY,
 )
+from .voxels import voxelize
 
 NULL_CONDITION = "zeros"
 IMAGE_DOMAIN = "one object on black, cropped to 1.2 x its bounding box"
 
-__all__ = ["SamplerSettings", "Trellis", "TrellisConfig"]
+__all__ = ["SamplerSettings", "Trellis", "TrellisConfig", "Views", "box", "voxelize"]
 
 
 def _build(
@@ -57,7 +60,23 @@ def _build(
         stems = pipeline.args.models.values()
         files = [f"{stem}.{suffix}" for stem in stems for suffix in ("json", "safetensors")]
         folder = sources.downloaded(name, REPOSITORY, ["pipeline.json", *files])
-    return Trellis(*load_pipeline(folder, device=device, dtype=dtype), accepts=stream)
+    trellis = Trellis(*load_pipeline(folder, device=device, dtype=dtype), accepts=stream)
+    trellis.load_encoders = partial(_load_encoders, name, weights, folder, device, dtype)
+    return trellis
+
+
+def _load_encoders(
+    name: str,
+    weights: str | Path,
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Encoders:
+    if weights == "pretrained" and folder != sources.shipped(MINI_FOLDER):
+        stems = RELEASED_ENCODERS.values()
+        files = [f"{stem}.{suffix}" for stem in stems for suffix in ("json", "safetensors")]
+        folder = sources.downloaded(name, REPOSITORY, ["pipeline.json", *files])
+    return load_encoders(folder, device=device, dtype=dtype)
 
 
 @hookimpl
