@@ -22,8 +22,9 @@ from modalign_plugins.generators.trellis.sparse import Coordinates
 from modalign_plugins.generators.trellis.structure_vae import occupied
 from modalign_plugins.generators.trellis.voxels import voxelize
 from modalign_plugins.weights import sources
+from PIL import Image
 
-from modalign import Mesh, WeightsError
+from modalign import Mesh, WeightsError, installed
 from modalign.assets import camera_extrinsics, camera_intrinsics
 
 from .test_trellis_voxels import CUBE, CUBE_FACES, crumpled, mesh_of
@@ -241,3 +242,30 @@ def test_released_encoders_are_looked_for_where_the_official_repository_has_them
         .read_text().replace('"sparse_structure_encoder"', '"elsewhere"'))  # fmt: skip
     with pytest.raises(WeightsError, match=RELEASED_ENCODERS["sparse_structure_encoder"]):
         load_encoders(tmp_path)
+
+
+def test_an_encoder_s_patches_are_projected_as_a_loop_over_voxels_would(world):
+    """The mini's encoder on renders of a mesh; bilinear sampling once more in numpy."""
+    encoder = installed().get("encoders", "dinov2-mini-reg").build()
+    mesh = toy_mesh(world.object(1, "val"))
+    images = [Image.fromarray(picture) for picture in mesh.render(2, 112)]
+    patches = encoder.encode(encoder.prepare(images))["patches"]
+    features = patches.view(2, 8, 8, -1).permute(0, 3, 1, 2)
+    yaws = np.radians(-16.0) + np.arange(2) * np.pi
+    extrinsics = np.stack([camera_extrinsics(yaw, np.radians(20.0), 10.0) for yaw in yaws])
+    intrinsics = np.repeat(camera_intrinsics(np.radians(8.0))[None], 2, axis=0)
+    views = Views(features, torch.tensor(extrinsics), torch.tensor(intrinsics))
+    at = voxelize(mesh, 16).at
+    found = project_features(at, 16, views).numpy()
+    padded = np.pad(features.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for row in range(0, len(at), 50):
+        point = np.append((at.coords[row, 1:].numpy() + 0.5) / 16 - 0.5, 1)
+        expected = np.zeros(features.shape[1])
+        for k in range(2):
+            seen = intrinsics[k] @ (extrinsics[k] @ point)[:3]
+            x, y = seen[:2] / seen[2] * 8 + 0.5  # patch centres at integers of the padded grid
+            left, top = int(x), int(y)
+            for i, j in np.ndindex(2, 2):
+                share = (1 - abs(x - left - i)) * (1 - abs(y - top - j))
+                expected += share * padded[k, :, top + j, left + i] / 2
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
