@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from modalign_plugins.generators.trellis import Trellis, loader
-from modalign_plugins.generators.trellis.config import ModelFile, SamplerSettings
+from modalign_plugins.generators.trellis.config import SamplerSettings
 from modalign_plugins.generators.trellis.editing import (
     box,
     edit_latent,
@@ -19,7 +19,7 @@ from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
 
 from modalign import WeightsError
 
-from .trellis_tiny import STREAM, write_pipeline
+from .trellis_tiny import ENCODERS, STREAM, write_pipeline
 from .trellis_worlds import shaken
 
 LOWER = box((-1, -1, -1), (1, 1, 0))
@@ -27,31 +27,11 @@ SETTINGS = SamplerSettings(steps=5, cfg_strength=2)
 
 
 def tiny_encoders():
-    structure = ModelFile(
-        name="SparseStructureEncoder",
-        args={
-            "in_channels": 1,
-            "latent_channels": 4,
-            "num_res_blocks": 1,
-            "num_res_blocks_middle": 1,
-            "channels": [4, 8],
-        },
-    )
-    latent = ModelFile(
-        name="SLatEncoder",
-        args={
-            "resolution": 4,
-            "in_channels": 256,
-            "model_channels": 16,
-            "latent_channels": 4,
-            "num_blocks": 1,
-            "num_heads": 2,
-        },
-    )
-    built = (
-        shaken(loader.build_model(file, "tiny"), k) for k, file in enumerate((structure, latent))
-    )
-    return Encoders(*(model.eval().requires_grad_(False) for model in built), "distances")
+    built = [
+        shaken(loader.build_model(file, role), seed).eval().requires_grad_(False)
+        for seed, (role, file) in enumerate(ENCODERS.items())
+    ]
+    return Encoders(*built, "distances")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from modalign_plugins.datasets.toybox import Toybox
-from modalign_plugins.generators.trellis import MINI_FOLDER, modalign_generators
+from modalign_plugins.generators.trellis import MINI_FOLDER, loader, modalign_generators
 from modalign_plugins.generators.trellis.distances import REACH, closest, distance_features
 from modalign_plugins.generators.trellis.encoding import (
     RELEASED_ENCODERS,
@@ -27,7 +27,9 @@ from PIL import Image
 from modalign import Mesh, WeightsError, installed
 from modalign.assets import camera_extrinsics, camera_intrinsics
 
+from . import trellis_tiny
 from .test_trellis_voxels import CUBE, CUBE_FACES, crumpled, mesh_of
+from .trellis_worlds import shaken
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +271,24 @@ def test_an_encoder_s_patches_are_projected_as_a_loop_over_voxels_would(world):
                 share = (1 - abs(x - left - i)) * (1 - abs(y - top - j))
                 expected += share * padded[k, :, top + j, left + i] / 2
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
+def test_released_encoders_are_fetched_when_first_asked_for_and_read_views(tmp_path, monkeypatch):
+    """A repository laid out like the official one, whose pipeline.json lists no encoder."""
+    trellis_tiny.write_pipeline(tmp_path / "repository")
+    for seed, (role, file) in enumerate(trellis_tiny.ENCODERS.items()):
+        model = shaken(loader.build_model(file, role), seed)
+        stem = tmp_path / "repository" / RELEASED_ENCODERS[role]
+        loader.save_model(model, file, stem, torch.float16)
+    asked = []
+
+    def downloaded(name, repository, files):
+        asked.extend(files)
+        return tmp_path / "repository"
+
+    monkeypatch.setattr(sources, "downloaded", downloaded)
+    large = {spec.name: spec for spec in modalign_generators()}["trellis-image-large"].build()
+    assert not any("enc" in file for file in asked)
+    assert large.encoders.reads == "views"
+    assert f"{RELEASED_ENCODERS['slat_encoder']}.safetensors" in asked
+    assert large.encoders is large.encoders
