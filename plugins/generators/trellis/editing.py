@@ -71,9 +71,17 @@ def edit_latent(
     """The structured latent of an object, edited under a condition (1, S, C); see `Trellis.edit`.
 
     Raises:
-        ValueError: a strength is not within 0..1, or the region answers with something else.
+        ValueError: a strength is not within 0..1, the region answers with something else, or
+            `original` is not one object of this pipeline.
         GenerationError: a stage produced nothing usable; the message names it.
     """
+    width = trellis.models.latent_flow.in_channels
+    got = tuple(original.feats.shape)
+    if original.at.batch_size != 1 or len(original.at) == 0 or got[1:] != (width,):
+        raise ValueError(
+            f"the original must be one object with {width} numbers at each voxel, as encode() "
+            f"returns it; got {original.at.batch_size} objects and latents {got}"
+        )
     for name, value in {"strength": strength, "structure_strength": structure_strength}.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be within 0..1, got {value}")

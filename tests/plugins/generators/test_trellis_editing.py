@@ -267,6 +267,13 @@ def test_regions_are_boxes_or_answer_each_point(original):
         inside_region(lambda points: points, original.at, 4)
 
 
+def test_what_is_not_one_object_of_this_pipeline_is_refused(trellis, original):
+    two = SparseTensor(original.at.repeated(2), original.feats.repeat(2, 1))
+    for wrong in (two, original.replace(original.feats[:, :3])):
+        with pytest.raises(ValueError, match="must be one object with 4 numbers at each voxel"):
+            edited(trellis, wrong)
+
+
 def test_a_pipeline_without_encoders_says_so(trellis, original):
     trellis.load_encoders = None
     with pytest.raises(WeightsError, match="no encoders"):
