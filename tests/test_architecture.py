@@ -22,6 +22,7 @@ ROWS = [
     {"hookspecs"},
     {"registry"},
     {"spaces"},
+    {"rendering"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
     {"contract", "fingerprint", "fitting", "parts"},
     {"card", "checkpoint"},
