@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modalign.assembly import build, from_pretrained
+    from modalign.assembly import build, from_pretrained, pair
     from modalign.assets import Mesh, Picture
     from modalign.errors import (
         BuildError,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "assembly": ("build", "from_pretrained"),
+    "assembly": ("build", "from_pretrained", "pair"),
     "assets": ("Mesh", "Picture"),
     "errors": (
         "BuildError",
@@ -128,6 +128,7 @@ __all__ = [
     "from_pretrained",
     "hookimpl",
     "installed",
+    "pair",
 ]
 
 

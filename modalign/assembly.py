@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modalign.errors import BuildError, WeightsError
-from modalign.fitting import Choice, fit, lacking, too_many_soft_tokens
+from modalign.fitting import Choice, fit, lacking, misfit, too_many_soft_tokens
 from modalign.hub import downloaded
 from modalign.recipe import ReadingConfig, Recipe
 from modalign.registry import Registry, installed
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from modalign.checkpoint import Checkpoint
     from modalign.fingerprint import Fingerprint
+    from modalign.pairing import Pair
     from modalign.pipeline import Pipeline
 
     Device = str | torch.device
@@ -126,6 +127,48 @@ def from_pretrained(
     return pipeline
 
 
+def pair(
+    encoder: str,
+    generator: str,
+    *,
+    weights: str = "pretrained",
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    registry: Registry | None = None,
+) -> Pair:
+    """An encoder driving a generator of its space directly, both given by name.
+
+    Args:
+        encoder: what reads pictures, texts or point clouds.
+        generator: what makes assets of its tokens.
+        weights: "pretrained" or "random", of both.
+        device: where both live.
+        dtype: of their parameters; float32 if None.
+        registry: where names are looked up; what is installed if None.
+
+    Raises:
+        RegistryError: a name is unknown.
+        BuildError: they do not fit, or a library is missing.
+        WeightsError: weights are missing or damaged.
+    """
+    import torch
+
+    from modalign.pairing import Pair
+
+    registry = registry or installed()
+    reader, maker = registry.get("encoders", encoder), registry.get("generators", generator)
+    misfits = lacking(reader) + lacking(maker)
+    way = route(reader.stream, maker.accepts, registry.catalogue.space_maps.values())
+    if way is None:
+        misfits.append(misfit(reader, maker))
+    if misfits:
+        raise BuildError("; ".join(misfits))
+    assert way is not None
+    options = {"weights": weights, "device": device, "dtype": dtype or torch.float32}
+    parts = reader.build(**options), way.build(**options), maker.build(**options)
+    return Pair(*parts, crop=maker.crop)
+
+
 def _assemble(
     recipe: Recipe,
     chosen: Choice,
@@ -172,6 +215,7 @@ def _assemble(
         devices=devices,
         about=described(chosen),
         modality=chosen.encoder.modality,
+        crop=None if chosen.generator is None else chosen.generator.crop,
         random=weights == "random",
     )
     if not stagewise:

@@ -44,7 +44,7 @@ def command(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to make, in words.")],
+    prompt: Annotated[str, typer.Argument(help="What to make, in words.")] = "",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +55,13 @@ def generate(
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture the prompt refers to.")
+    ] = None,
+    from_image: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-image",
+            help="Instead of a prompt: a picture of the object, best a cut-out with transparency.",
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="A registered recipe.")] = "gap3d-mini",
     checkpoint: Annotated[
@@ -72,39 +79,55 @@ def generate(
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Make a 3-D asset, with a picture of it beside it, or a picture, from a sentence."""
-    from modalign.assembly import build
-    from modalign.files import output_paths, preview_path, read_image, save_all
+    """Make a 3-D asset, with its picture beside it, or a picture, from a sentence or a picture."""
+    from modalign.assembly import build, pair
+    from modalign.files import output_paths, preview_path, read_image, read_picture, save_all
     from modalign.fitting import produced
     from modalign.registry import installed
     from modalign.specs import Progress, Prompt
     from modalign.terminal import stages
 
-    if not prompt.strip():
+    if from_image is not None:
+        of_prompts: dict[str, Any] = {"a prompt": prompt, "--image": image}
+        of_prompts |= {"--checkpoint": checkpoint, "--steps": steps, "--guidance": guidance}
+        given = [name for name, value in of_prompts.items() if value not in (None, "", [])]
+        if given:
+            raise PromptError(f"--from-image stands for a prompt; leave out {', '.join(given)}")
+    elif not prompt.strip():
         raise PromptError("the prompt is empty; describe what to make")
     registry = installed()
     made = produced(recipe, registry)
-    targets = output_paths(output, num_samples, inputs=image or (), produces=made)
+    inputs = [*(image or ()), *([from_image] if from_image else ())]
+    targets = output_paths(output, num_samples, inputs=inputs, produces=made)
+    picture = None if from_image is None else read_picture(from_image)
     asked = Prompt(prompt, tuple(read_image(path) for path in image or ()))
     replaced = {target for target in targets if target.exists()}
 
     with stages() as report:
         report(Progress("loading", 0, 1))
-        pipeline = build(
-            recipe,
-            weights=checkpoint or "pretrained",
-            device=usable(device),
-            registry=registry,
-        )
-        report(Progress("loading", 1, 1))
-        assets = pipeline.generate(
-            asked,
-            seed=seed,
-            num_samples=num_samples,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            progress=report,
-        )
+        if picture is not None:
+            parts = registry.get("recipes", recipe).parts()
+            direct = pair(
+                parts["encoders"], parts["generators"], device=usable(device), registry=registry
+            )
+            report(Progress("loading", 1, 1))
+            assets = direct.generate([picture] * num_samples, seed=seed, progress=report)
+        else:
+            pipeline = build(
+                recipe,
+                weights=checkpoint or "pretrained",
+                device=usable(device),
+                registry=registry,
+            )
+            report(Progress("loading", 1, 1))
+            assets = pipeline.generate(
+                asked,
+                seed=seed,
+                num_samples=num_samples,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                progress=report,
+            )
     save_all(assets, targets)
     for target in targets:
         note = "  (replaced)" if target in replaced else ""

@@ -25,6 +25,19 @@ def read_image(path: Path) -> Image:
     Raises:
         PromptError: it cannot be read, or its size makes no sense as a prompt.
     """
+    return _on_black(_read(path))
+
+
+def read_picture(path: Path) -> Image:
+    """An upright picture of sane size as it was stored, with its transparency.
+
+    Raises:
+        PromptError: it cannot be read, is animated, or its size makes no sense.
+    """
+    return _read(path, frames=1)
+
+
+def _read(path: Path, frames: int | None = None) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
@@ -34,7 +47,12 @@ def read_image(path: Path) -> Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 _check_size(path, *opened.size)
-                return _on_black(ImageOps.exif_transpose(opened))
+                found = getattr(opened, "n_frames", 1)
+                if frames is not None and found > frames:
+                    raise PromptError(
+                        f"image {path} is animated ({found} frames); give one frame of it"
+                    )
+                return ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         raise PromptError(f"image {path} is not a picture that can be read") from error
     except Image.DecompressionBombError as error:

@@ -55,18 +55,23 @@ def fit(recipe: Recipe, registry: Registry) -> Choice:
         maps = registry.catalogue.space_maps.values()
         way = route(encoder.stream, generator.accepts, maps)
         if way is None:
-            misfits.append(
-                f"encoder {encoder.name!r} makes {encoder.stream.space!r}, but generator "
-                f"{generator.name!r} reads {generator.accepts.space!r}: "
-                f"{refusal(encoder.stream, generator.accepts)}; choose a generator of the "
-                "encoder's space, or the encoder it was trained on"
-            )
+            misfits.append(misfit(encoder, generator))
     if misfits:
         raise BuildError("; ".join(misfits))
     assert vlm is not None
     assert encoder is not None
     assert objective is not None
     return Choice(vlm, encoder, objective, generator, way)
+
+
+def misfit(encoder: EncoderSpec, generator: GeneratorSpec) -> str:
+    """Why a generator cannot read what an encoder makes, in one sentence."""
+    return (
+        f"encoder {encoder.name!r} makes {encoder.stream.space!r}, but generator "
+        f"{generator.name!r} reads {generator.accepts.space!r}: "
+        f"{refusal(encoder.stream, generator.accepts)}; choose a generator of the "
+        "encoder's space, or the encoder it was trained on"
+    )
 
 
 def lacking(entry: PluginSpec) -> list[str]:

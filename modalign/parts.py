@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from modalign.errors import WeightsError
+from modalign.errors import BuildError, WeightsError
+from modalign.pairing import Pair
 from modalign.specs import Asset, Generator, Objective, TargetEncoder, VLMAdapter
 from modalign.tokens import TokenStream
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Parts:
@@ -27,6 +31,7 @@ class Parts:
         devices: Mapping[str, torch.device],
         about: Mapping[str, Any] | None = None,
         modality: str = "image",
+        crop: Callable[[Image], Image] | None = None,
         random: bool = False,
     ) -> None:
         """`builders` of "vlm", "encoder", "connect", "decoder", and of "generator" if any.
@@ -39,6 +44,7 @@ class Parts:
         self.devices = devices
         self.about = about or {}
         self.modality = modality
+        self._crop = crop
         self.random = random
 
     @property
@@ -66,6 +72,18 @@ class Parts:
     def generator(self) -> Generator | None:
         """The generator, if the recipe names one."""
         return self._get("generator") if self.has_generator else None
+
+    @property
+    def pair(self) -> Pair:
+        """The encoder and the generator, without what lies between them.
+
+        Raises:
+            BuildError: the recipe has no generator.
+            WeightsError: weights are missing, or not those that the head was trained on.
+        """
+        if self.generator is None:
+            raise BuildError("this recipe has no generator")
+        return Pair(self.encoder, self.connect, self.generator, self._crop)
 
     def connect(self, stream: TokenStream) -> TokenStream:
         """A stream of the head's space in the generator's, on the generator's device."""

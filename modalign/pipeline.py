@@ -232,6 +232,30 @@ class Pipeline(nn.Module):
             self.parts.release("generator", "connect")
         return assets
 
+    @torch.no_grad()
+    def generate_from(
+        self,
+        samples: Any,
+        *,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+        **options: Any,
+    ) -> list[Asset]:
+        """Assets of real pictures, or of what else the encoder reads: the head has no part in it.
+
+        What the generator makes of the encoder's own tokens is the best that a prompt can reach.
+        `options` go to the generator. Without a recipe: `modalign.pair`.
+
+        Raises:
+            BuildError: the recipe has no generator.
+            PromptError: there is no sample, or a picture that cannot be used.
+            GenerationError: a stage produced nothing usable; the message names it.
+        """
+        assets = self.parts.pair.generate(samples, seed=seed, progress=progress, **options)
+        if self._load_head is not None:
+            self.parts.release("encoder", "generator", "connect")
+        return assets
+
     def save(
         self, path: str | PathLike[str], *, dtype: torch.dtype | None = None, **extra: Any
     ) -> None:

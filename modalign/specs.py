@@ -86,7 +86,8 @@ class TargetEncoder(Protocol):
     def prepare(self, images: Sequence[Any]) -> Tensor:
         """A batch on the CPU, picklable, from RGB pictures. Pure; no model is touched.
 
-        An encoder whose spec says "points" gets arrays (P, 6) instead, each with its own P.
+        An encoder whose spec says "points" gets arrays (P, 6) instead, each with its own P; one
+        of "text" gets strings.
         """
         ...
 
@@ -202,7 +203,8 @@ class EncoderSpec(PluginSpec):
     """`build(weights=, device=, dtype=)` returns a `TargetEncoder` that yields `stream`.
 
     `preprocessing` says in words what `prepare` does; `modality` what it takes: "image" (RGB
-    pictures) or "points" (arrays (P, 6) of coordinates within -1..1 and colours within 0..1).
+    pictures), "points" (arrays (P, 6) of coordinates within -1..1 and colours within 0..1) or
+    "text" (strings).
     """
 
     build: Callable[..., TargetEncoder]
@@ -234,7 +236,8 @@ class GeneratorSpec(PluginSpec):
     `produces` is "mesh" or "picture". `decodes` says that it draws no noise: what it makes follows
     from the tokens, a seed changes nothing, and `Pipeline.preview` may show tokens by it. In words:
     `null_condition` is what its guidance contrasts the stream with, `image_domain` the pictures it
-    was trained on.
+    was trained on. `crop` brings any picture there, before the encoder reads it; it raises
+    `PromptError` where it cannot.
     """
 
     build: Callable[..., Generator]
@@ -243,6 +246,7 @@ class GeneratorSpec(PluginSpec):
     decodes: bool = False
     null_condition: str = ""
     image_domain: str = ""
+    crop: Callable[[Image], Image] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

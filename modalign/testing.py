@@ -70,7 +70,16 @@ def point_clouds(counts: Sequence[int] = (2000, 1500, 3000)) -> list[NDArray[np.
     return made
 
 
-SAMPLES: Mapping[str, Callable[[], list[Any]]] = {"image": pictures, "points": point_clouds}
+def sentences() -> list[str]:
+    """Texts of several lengths, the same every time."""
+    return ["a red mug", "a small wooden chair with four legs and a cushion", "castle"]
+
+
+SAMPLES: Mapping[str, Callable[[], list[Any]]] = {
+    "image": pictures,
+    "points": point_clouds,
+    "text": sentences,
+}
 """What an encoder is checked with, by the modality of its spec."""
 
 
@@ -79,8 +88,8 @@ def check_encoder(
 ) -> None:
     """Accept an encoder that keeps the contract of `TargetEncoder`.
 
-    `samples` are what it takes; by default pictures or point clouds, as its spec's modality says.
-    `build_options` go to `spec.build`; without them the weights are random.
+    `samples` are what it takes; by default pictures, point clouds or texts, as its spec's modality
+    says. `build_options` go to `spec.build`; without them the weights are random.
 
     Raises:
         ContractError: a clause is broken.

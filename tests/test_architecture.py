@@ -24,6 +24,7 @@ ROWS = [
     {"spaces"},
     {"rendering"},
     {"models", "objectives", "sampling", "metrics", "assets", "recipes", "testing"},
+    {"pairing"},
     {"contract", "fingerprint", "fitting", "parts"},
     {"card", "checkpoint"},
     {"conversion"},

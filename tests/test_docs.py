@@ -171,6 +171,8 @@ def parameters(part: Any, depth: int = 3) -> int:
     """Parameters of every network inside `part`."""
     if isinstance(part, torch.nn.Module):
         return sum(tensor.numel() for tensor in part.parameters())
+    if isinstance(part, dict):
+        return sum(parameters(value, depth - 1) for value in part.values())
     if depth == 0 or not hasattr(part, "__dict__"):
         return 0
     return sum(parameters(value, depth - 1) for value in vars(part).values())

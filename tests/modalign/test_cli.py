@@ -194,6 +194,67 @@ def test_an_empty_prompt_is_refused(command: Command, prompt: str) -> None:
     refused(command("generate", prompt), "the prompt is empty; describe what to make")
 
 
+def test_no_prompt_is_refused(command: Command) -> None:
+    refused(command("generate"), "the prompt is empty; describe what to make")
+
+
+@pytest.fixture
+def cut_out(tmp_path: Path) -> Path:
+    """A picture with transparency, outside the folder where the command runs."""
+    picture = Image.new("RGBA", (40, 30), (200, 100, 50, 0))
+    picture.paste((200, 100, 50, 255), (10, 5, 30, 25))
+    picture.save(tmp_path / "cut-out.png")
+    return tmp_path / "cut-out.png"
+
+
+def test_a_picture_in_place_of_a_prompt_reaches_the_generator_whole(
+    command: Command, use: Any, cut_out: Path
+) -> None:
+    """Its transparency is there when the generator crops it, and no language model is built."""
+    seen = []
+
+    def crop(picture: Image.Image) -> Image.Image:
+        seen.append((picture.mode, picture.size))
+        return picture.convert("RGB")
+
+    known = stubs.registry(generator={"crop": crop}, vlm={"build": stubs.refusing})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modalign.registry.installed", lambda: known)
+        asked = ("generate", "--recipe", "stub", "--from-image", cut_out, "-o", "x.ply")
+        code, out, err = command(*asked, "--num-samples", "2")
+    assert (code, out, err) == (0, "x-0.ply  x-0.png\nx-1.ply  x-1.png\n", "")
+    assert seen == [("RGBA", (40, 30))] * 2
+    assert Path("x-0.ply").read_bytes() != Path("x-1.ply").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["a mug"], "a prompt"),
+        (["--steps", "3", "--guidance", "0"], "--steps, --guidance"),
+    ],
+)
+def test_what_belongs_to_a_prompt_is_refused_beside_a_picture(
+    command: Command, cut_out: Path, arguments: list[str], named: str
+) -> None:
+    outcome = command("generate", *arguments, "--from-image", cut_out)
+    refused(outcome, f"--from-image stands for a prompt; leave out {named}\n")
+
+
+def test_an_animation_in_place_of_a_prompt_is_refused(command: Command, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (30, 30), (k * 90, 0, 0)) for k in range(3)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    outcome = command("generate", "--from-image", tmp_path / "x.gif")
+    refused(outcome, "x.gif is animated (3 frames); give one frame of it")
+
+
+def test_a_picture_with_nothing_in_it_is_refused(command: Command, tmp_path: Path) -> None:
+    """By the real generator's crop."""
+    Image.new("RGBA", (30, 30), (9, 9, 9, 0)).save(tmp_path / "nothing.png")
+    outcome = command("generate", "--from-image", tmp_path / "nothing.png")
+    refused(outcome, "no pixel of the picture is opaque")
+
+
 def test_an_overlong_prompt_is_refused_with_the_words_that_are_too_much(
     command: Command, use: Any
 ) -> None:
@@ -325,7 +386,6 @@ def test_an_interrupt_exits_with_130_and_no_traceback(
     "arguments",
     [
         ("generat", "a mug"),
-        ("generate",),
         ("generate", "a mug", "--sed", "1"),
         ("generate", "a mug", "--seed", "-1"),
         ("generate", "a mug", "--seed", "x"),

@@ -27,7 +27,8 @@ from .config import SamplerSettings, TrellisConfig
 from .editing import Region, edit_latent
 from .encoding import Encoders, Views, encode_mesh
 from .flexicubes import Surface, enclosed, extract_surfaces
-from .loader import Models
+from .formats import as_mesh, decoders, textured
+from .models import Models
 from .sampler import (
     TIMESTEP_SCALE,
     Denoiser,
@@ -48,28 +49,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Report = Callable[[Progress], None] | None
+Combine = Callable[[list[Denoiser]], Denoiser]
+# How several conditions of one object are used.
+MODES: dict[str, Combine] = {"stochastic": in_turn, "multidiffusion": averaged}
 
 
 class Trellis:
-    """Occupied voxels from a condition, a latent at each of them, a mesh from the latents.
+    """Occupied voxels from a condition, a latent at each of them, an asset from the latents.
+
+    Networks are loaded when they are used, see `Models`: whatever is made passes one stage before
+    the next is loaded. One call at a time.
 
     Args:
-        models: the four networks, frozen.
+        models: the networks, frozen.
         config: how to sample.
         accepts: the stream it consumes; its groups side by side are the condition.
+        make_null: the stream (1, K, D) that guidance contrasts with; zeros if None.
     """
 
     load_encoders: Callable[[], Encoders] | None = None  # what `encoders` comes from
 
-    def __init__(self, models: Models, config: TrellisConfig, accepts: TokenStreamSpec) -> None:
+    def __init__(
+        self,
+        models: Models,
+        config: TrellisConfig,
+        accepts: TokenStreamSpec,
+        make_null: Callable[[], TokenStream] | None = None,
+    ) -> None:
         self.models = models
         self.config = config
         self.accepts = accepts
+        self._make_null = make_null
 
     @property
     def device(self) -> torch.device:
         """Where the networks live."""
-        return self.models.structure_flow.input_layer.weight.device
+        return self.models.device
+
+    @cached_property
+    def null(self) -> Tensor | None:
+        """What guidance contrasts a condition with, (1, S, C); None stands for zeros.
+
+        Raises:
+            WeightsError: the encoder that makes it is not here.
+        """
+        return None if self._make_null is None else self._pack(self._make_null())
 
     def generate(
         self,
@@ -79,32 +103,83 @@ class Trellis:
         progress: Report = None,
         steps: int | None = None,
         guidance: float | None = None,
+        format: str = "mesh",
+        mode: str | None = None,
+        null: TokenStream | None = None,
     ) -> list[Asset]:
-        """One mesh per batch element of `stream`; element k draws its noise from `seed + k`.
+        """One asset per batch element of `stream`; element k draws its noise from `seed + k`.
 
-        Elements are made one after the other, so a result never depends on its neighbours.
+        No element depends on its neighbours. With a `mode` all elements are of one object, and one
+        asset is made.
 
         Args:
             stream: tokens (B, K, D) per group.
             seed: of the first element.
-            progress: called after every step of every stage.
+            progress: called after every step of every stage, over all elements.
             steps: of both flow models; the pipeline's own numbers if None.
             guidance: of both flow models, 0 is off; the pipeline's own if None.
+            format: "mesh"; of pipelines with these decoders "gaussians", "radiance-field" and
+                "textured-mesh".
+            mode: "stochastic" reads the elements in turn, step by step; "multidiffusion" averages
+                over them.
+            null: one element that guidance leads away from; by default the generator's own.
 
         Raises:
-            GenerationError: a stage produced nothing usable; the message names it.
+            ValueError: no format or mode has that name, or a stream has another layout.
+            GenerationError: this pipeline lacks the format, or a stage produced nothing usable; the
+                message names it.
+            WeightsError: a network's files are missing or damaged.
         """
-        condition = self.accepts.pack(stream).to(self.device, torch.float32)  # (B, S, C)
-        require_finite("condition", condition)
-        return [
-            self.generate_one(
-                condition[k : k + 1], seed=seed + k, progress=progress, steps=steps,
-                guidance=guidance,
-            )
-            for k in range(len(condition))
-        ]  # fmt: skip
+        self.models.require(*decoders(format, self.models.roles))
+        options: dict[str, Any] = {"steps": steps, "guidance": guidance, "progress": progress}
+        latents = self.latents(stream, seed=seed, mode=mode, null=null, **options)
+        return self.assets(latents, format, progress)
+
+    def latents(
+        self,
+        stream: TokenStream,
+        *,
+        seed: int,
+        progress: Report = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        mode: str | None = None,
+        null: TokenStream | None = None,
+    ) -> list[SparseTensor]:
+        """The latents that `assets` decodes, to one format or several; see `generate`."""
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+        condition = self._pack(stream)
+        return self._sample_all(
+            [condition] if mode else list(condition.split(1)),
+            seed=seed,
+            progress=progress,
+            steps=steps,
+            guidance=guidance,
+            combine=MODES[mode] if mode else in_turn,
+            null=None if null is None else self._pack(null),
+        )
 
     @torch.no_grad()
+    def assets(
+        self, latents: Sequence[SparseTensor], format: str = "mesh", progress: Report = None
+    ) -> list[Asset]:
+        """Each latent as an asset of a format, see `generate`.
+
+        Raises:
+            GenerationError: this pipeline lacks the format, or there is no surface.
+        """
+        decoders(format, self.models.roles)
+        if format == "textured-mesh":
+            splats = self.assets(latents, "gaussians", progress)
+            meshes = self.assets(latents, "mesh", progress)
+            return [textured(*both) for both in zip(meshes, splats, strict=True)]
+        shares = [_share(progress, k, len(latents)) for k in range(len(latents))]
+        pairs = list(zip(latents, shares, strict=True))
+        if format == "mesh":
+            return [as_mesh(self.decode(latent, share)) for latent, share in pairs]
+        return [self._decode_features(format, latent, share) for latent, share in pairs]
+
     def generate_one(
         self,
         conditions: Tensor,
@@ -113,8 +188,8 @@ class Trellis:
         progress: Report = None,
         steps: int | None = None,
         guidance: float | None = None,
-        combine: Callable[[list[Denoiser]], Denoiser] = in_turn,
-    ) -> Mesh:
+        combine: Combine = in_turn,
+    ) -> Asset:
         """One mesh from one or several conditions (B, S, C) of the same object.
 
         Several conditions are combined by `combine`: `in_turn` or `averaged`. Noise is drawn on
@@ -123,12 +198,45 @@ class Trellis:
         Raises:
             GenerationError: a stage produced nothing usable; the message names it.
         """
-        generator = torch.Generator().manual_seed(seed)
+        latents = self._sample_all(
+            [conditions],
+            seed=seed,
+            progress=progress,
+            steps=steps,
+            guidance=guidance,
+            combine=combine,
+        )
+        return self.assets(latents, progress=progress)[0]
+
+    @torch.no_grad()
+    def _sample_all(
+        self,
+        objects: Sequence[Tensor],
+        *,
+        seed: int,
+        progress: Report,
+        steps: int | None,
+        guidance: float | None,
+        combine: Combine,
+        null: Tensor | None = None,
+    ) -> list[SparseTensor]:
+        """The latent of every object, all of them through one stage and then through the next."""
         structure = self.config.structure.override(steps=steps, guidance=guidance)
         latent = self.config.latent.override(steps=steps, guidance=guidance)
-        at = self.sample_structure(conditions, structure, generator, progress, combine)
-        feats = self.sample_latent(conditions, at, latent, generator, progress, combine)
-        return as_mesh(self.decode(feats, progress))
+        if null is None and (structure.cfg_strength or latent.cfg_strength):
+            null = self.null  # before a network is loaded: making it may take one of its own
+        count = range(len(objects))
+        draws = [torch.Generator().manual_seed(seed + k) for k in count]
+        shares = [_share(progress, k, len(objects)) for k in count]
+        grids = [
+            self.sample_grid(objects[k], structure, draws[k], shares[k], combine, null)
+            for k in count
+        ]
+        places = [self.decode_structure(grid) for grid in grids]
+        return [
+            self.sample_latent(objects[k], places[k], latent, draws[k], shares[k], combine, null)
+            for k in count
+        ]
 
     def sample_structure(
         self,
@@ -136,7 +244,8 @@ class Trellis:
         settings: SamplerSettings,
         generator: torch.Generator,
         progress: Report = None,
-        combine: Callable[[list[Denoiser]], Denoiser] = in_turn,
+        combine: Combine = in_turn,
+        null: Tensor | None = None,
         start: Start | None = None,
     ) -> Coordinates:
         """Occupied voxels of one object; `start` is a structure latent, see `editing`.
@@ -144,23 +253,46 @@ class Trellis:
         Raises:
             GenerationError: no voxel is occupied, or too many are.
         """
+        return self.decode_structure(
+            self.sample_grid(conditions, settings, generator, progress, combine, null, start)
+        )
+
+    def sample_grid(
+        self,
+        conditions: Tensor,
+        settings: SamplerSettings,
+        generator: torch.Generator,
+        progress: Report = None,
+        combine: Combine = in_turn,
+        null: Tensor | None = None,
+        start: Start | None = None,
+    ) -> Tensor:
+        """The latent grid (1, channels, R, R, R) that `decode_structure` turns into voxels."""
         model = self.models.structure_flow
         shape = (1, model.in_channels, *(model.resolution,) * 3)
         noise = torch.randn(shape, generator=generator).to(self.device)
 
-        def denoiser(context: FlowContext) -> Denoiser:
+        def denoiser(condition: Tensor) -> Denoiser:
+            alone, both = self._contexts(model, condition, settings, null)
+
             def denoise(x: Tensor, t: float, guided: bool) -> tuple[Tensor, Tensor | None]:
-                # The unconditional branch rides along as a second batch element without context.
+                # The unconditional branch rides along as a second batch element.
                 copies = x.repeat(2 if guided else 1, 1, 1, 1, 1)
-                v = model(copies, _timesteps(t, len(copies), x.device), context)
+                v = model(copies, _timesteps(t, len(copies), x.device), both if guided else alone)
                 return v[:1], v[1:] if guided else None
 
             return denoise
 
-        stage = "sparse structure"
-        each = [denoiser(model.read(conditions[k : k + 1])) for k in range(len(conditions))]
-        x = self._sample(stage, combine(each), noise, settings, progress, start)
-        logits = require_finite("sparse-structure decoder", self.models.structure_decoder(x))
+        each = [denoiser(condition) for condition in conditions.split(1)]
+        return self._sample("sparse structure", combine(each), noise, settings, progress, start)
+
+    def decode_structure(self, grid: Tensor) -> Coordinates:
+        """Occupied voxels of a latent grid (1, channels, R, R, R).
+
+        Raises:
+            GenerationError: no voxel is occupied, or too many are.
+        """
+        logits = require_finite("sparse-structure decoder", self.models.structure_decoder(grid))
         coords = occupied(logits)
         if len(coords) == 0:
             raise GenerationError(
@@ -182,7 +314,8 @@ class Trellis:
         settings: SamplerSettings,
         generator: torch.Generator,
         progress: Report = None,
-        combine: Callable[[list[Denoiser]], Denoiser] = in_turn,
+        combine: Combine = in_turn,
+        null: Tensor | None = None,
         start: Start | None = None,
     ) -> SparseTensor:
         """The structured latent at the voxels of one object, in the scale its decoder expects.
@@ -192,17 +325,19 @@ class Trellis:
         model = self.models.latent_flow
         noise = torch.randn(len(at), model.in_channels, generator=generator).to(self.device)
 
-        def denoiser(context: FlowContext) -> Denoiser:
+        def denoiser(condition: Tensor) -> Denoiser:
+            alone, both = self._contexts(model, condition, settings, null)
+
             def denoise(x: Tensor, t: float, guided: bool) -> tuple[Tensor, Tensor | None]:
                 places = at.repeated(2 if guided else 1)
                 copies = SparseTensor(places, x.repeat(places.batch_size, 1))
                 t_copies = _timesteps(t, places.batch_size, x.device)
-                v = model(copies, t_copies, context).feats
+                v = model(copies, t_copies, both if guided else alone).feats
                 return v[: len(x)], v[len(x) :] if guided else None
 
             return denoise
 
-        each = [denoiser(model.read(conditions[k : k + 1])) for k in range(len(conditions))]
+        each = [denoiser(condition) for condition in conditions.split(1)]
         x = self._sample("structured latent", combine(each), noise, settings, progress, start)
         mean = x.new_tensor(self.models.normalization.mean)
         std = x.new_tensor(self.models.normalization.std)
@@ -227,6 +362,30 @@ class Trellis:
         if progress is not None:
             progress(Progress("mesh", 1, 1))
         return surface
+
+    def _decode_features(self, format: str, latent: SparseTensor, progress: Report) -> Any:
+        splats = format == "gaussians"
+        decoder = self.models.gaussian_decoder if splats else self.models.radiance_field_decoder
+        raw = decoder(latent)
+        require_finite(f"{format} decoder", raw.feats)
+        (made,) = decoder.gaussians(raw) if splats else decoder.fields(raw)
+        if progress is not None:
+            progress(Progress(format, 1, 1))
+        return made
+
+    def _pack(self, stream: TokenStream) -> Tensor:
+        condition = self.accepts.pack(stream).to(self.device, torch.float32)  # (B, S, C)
+        return require_finite("condition", condition)
+
+    def _contexts(
+        self, model: Any, condition: Tensor, settings: SamplerSettings, null: Tensor | None
+    ) -> tuple[FlowContext, FlowContext]:
+        """What `model` reads in a step without guidance, and in a guided one."""
+        alone = model.read(condition)
+        if null is None and settings.cfg_strength != 0:
+            null = self.null
+        # A second batch element without context is an all-zero one, which costs nothing.
+        return alone, alone if null is None else model.read(torch.cat([condition, null]))
 
     def _sample(
         self,
@@ -304,12 +463,13 @@ class Trellis:
                 voxels.open_edges,
             )
         settings = self.config.latent.override(steps=steps, guidance=guidance)
-        made = []
-        for k, condition in enumerate(self._conditions(stream)):
-            generator = torch.Generator().manual_seed(seed + k)
-            latent = self.sample_latent(condition, at, settings, generator, progress)
-            made.append(as_mesh(self.decode(latent, progress)))
-        return made
+        latents = [
+            self.sample_latent(
+                condition, at, settings, torch.Generator().manual_seed(seed + k), progress
+            )
+            for k, condition in enumerate(self._pack(stream).split(1))
+        ]
+        return [as_mesh(self.decode(latent, progress)) for latent in latents]
 
     def edit(
         self,
@@ -352,7 +512,7 @@ class Trellis:
                 structure_strength=both, keep=keep, progress=progress, steps=steps,
                 guidance=guidance,
             )
-            for k, condition in enumerate(self._conditions(stream))
+            for k, condition in enumerate(self._pack(stream).split(1))
         ]  # fmt: skip
         return [as_mesh(self.decode(latent, progress)) for latent in latents]
 
@@ -365,7 +525,7 @@ class Trellis:
         progress: Report = None,
         steps: int | None = None,
         guidance: float | None = None,
-    ) -> list[Mesh]:
+    ) -> list[Asset]:
         """Meshes under several conditions at once: at each step the weighted mean of velocities.
 
         Element k mixes element k (B, K, D) of every stream, such as one from a text and one from
@@ -376,7 +536,7 @@ class Trellis:
                 of another batch size.
             GenerationError: a stage produced nothing usable; the message names it.
         """
-        conditions = [self._conditions(stream) for stream in streams]
+        conditions = [self._pack(stream).split(1) for stream in streams]
         if len({len(each) for each in conditions}) != 1:
             raise ValueError(
                 f"streams to mix need one batch size, got {[len(each) for each in conditions]}"
@@ -388,12 +548,6 @@ class Trellis:
             )
             for k, several in enumerate(zip(*conditions, strict=True))
         ]  # fmt: skip
-
-    def _conditions(self, stream: TokenStream) -> list[Tensor]:
-        """One condition (1, S, C) per batch element."""
-        condition = self.accepts.pack(stream).to(self.device, torch.float32)
-        require_finite("condition", condition)
-        return list(condition.split(1))
 
 
 def require_finite(stage: str, x: Tensor) -> Tensor:
@@ -410,17 +564,12 @@ def require_finite(stage: str, x: Tensor) -> Tensor:
     return x
 
 
-def as_mesh(surface: Surface) -> Mesh:
-    """An asset of the vertices that triangles use, coloured."""
-    used, faces = torch.unique(surface.faces, return_inverse=True)
-
-    def array(x: Tensor) -> Any:
-        return x.detach().float().cpu().numpy()
-
-    return Mesh(
-        vertices=array(surface.vertices[used]),
-        faces=faces.cpu().numpy(),
-        vertex_colors=array(surface.color[used, :3].clamp(0, 1)),
+def _share(progress: Report, index: int, count: int) -> Report:
+    """Progress of object `index` as a part of that of `count` objects."""
+    if progress is None or count == 1:
+        return progress
+    return lambda part: progress(
+        Progress(part.stage, index * part.total + part.step, count * part.total)
     )
 
 

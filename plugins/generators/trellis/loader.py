@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from modalign import WeightsError
 
-from .config import ModelFile, Normalization, PipelineFile, TrellisConfig
+from .config import ModelFile, PipelineFile, TrellisConfig
 from .gaussians import SLatGaussianDecoder
 from .layers import SparseConv3d
+from .models import Models, StoredNetwork
 from .radiance_field import SLatRadianceFieldDecoder
 from .slat_flow import SLatFlowModel
 from .slat_vae import SLatEncoder, SLatMeshDecoder
@@ -58,22 +60,14 @@ ROLES: dict[str, type[nn.Module]] = {
     "sparse_structure_decoder": SparseStructureDecoder,
     "slat_flow_model": SLatFlowModel,
     "slat_decoder_mesh": SLatMeshDecoder,
+    "slat_decoder_gs": SLatGaussianDecoder,
+    "slat_decoder_rf": SLatRadianceFieldDecoder,
 }
+SAMPLED = tuple(ROLES)[:3]  # what every format needs
 # Modules whose linear and convolutional layers run in half precision.
 TRUNK = ("blocks", "middle_block", "input_blocks", "out_blocks", "upsample")
 
 Record = TypeVar("Record", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Models:
-    """The four networks from a condition to a mesh, and how their latent is scaled."""
-
-    structure_flow: SparseStructureFlowModel
-    structure_decoder: SparseStructureDecoder
-    latent_flow: SLatFlowModel
-    mesh_decoder: SLatMeshDecoder
-    normalization: Normalization
 
 
 def read_pipeline(folder: Path) -> PipelineFile:
@@ -84,26 +78,40 @@ def read_pipeline(folder: Path) -> PipelineFile:
     """
     path = folder / PIPELINE_FILE
     pipeline = _read(path, PipelineFile)
-    missing = sorted(set(ROLES) - set(pipeline.args.models))
+    missing = [role for role in SAMPLED if role not in pipeline.args.models]
     if missing:
         raise WeightsError(f"{path} names no model for {', '.join(missing)}")
+    decoders = [role for role in ROLES if role not in SAMPLED]
+    if not any(role in pipeline.args.models for role in decoders):
+        raise WeightsError(f"{path} names no decoder; expected any of {', '.join(decoders)}")
     return pipeline
 
 
 def load_pipeline(
-    folder: Path, *, device: str | torch.device, dtype: torch.dtype
+    folder: Path,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    stem_of: Callable[[str], Path] | None = None,
 ) -> tuple[Models, TrellisConfig]:
-    """The models of a folder, frozen, and its sampling defaults.
+    """The models of a folder, checked now and loaded when used, and its sampling defaults.
+
+    `stem_of` finds the files of an entry of pipeline.json; `model_stem` if None. Those of the
+    decoders of Gaussians and radiance fields are looked for when they are first asked for.
 
     Raises:
         WeightsError: a file is missing, damaged, or of another model; the message names it.
     """
     pipeline = read_pipeline(folder)
-    models = {
-        role: load_model(model_stem(folder, pipeline.args.models[role]), ROLES[role])
-        for role in ROLES
-    }
-    return _assembled(pipeline, models, device, dtype)
+    entries = {role: entry for role, entry in pipeline.args.models.items() if role in ROLES}
+    place = stem_of or partial(model_stem, folder)
+
+    def find(role: str) -> StoredNetwork:
+        return open_model(place(entries[role]), ROLES[role], device=device, dtype=dtype)
+
+    models = Models(entries, pipeline.args.slat_normalization, device, find=find)
+    models.require(*(role for role in (*SAMPLED, "slat_decoder_mesh") if role in entries))
+    return models, _defaults(pipeline)
 
 
 def random_pipeline(
@@ -114,34 +122,21 @@ def random_pipeline(
     dtype: torch.dtype,
 ) -> tuple[Models, TrellisConfig]:
     """Models of given architectures with random weights; `files` holds one entry per role."""
-    with torch.device(device):
-        models = {role: build_model(files[role], f"the built-in {role}") for role in ROLES}
-    return _assembled(pipeline, models, device, dtype)
+    built = {}
+    for role in pipeline.args.models:
+        with torch.device(device):
+            built[role] = build_model(files[role], f"the built-in {role}")
+        cast_trunk(built[role], dtype)
+        built[role].eval().requires_grad_(False)
+    return Models(built, pipeline.args.slat_normalization, device, built=built), _defaults(pipeline)
 
 
-def _assembled(
-    pipeline: PipelineFile,
-    models: Mapping[str, nn.Module],
-    device: str | torch.device,
-    dtype: torch.dtype,
-) -> tuple[Models, TrellisConfig]:
-    for model in models.values():
-        cast_trunk(model, dtype)
-        model.to(device).eval().requires_grad_(False)
-    found: dict[str, Any] = dict(models)
-    config = TrellisConfig(
+def _defaults(pipeline: PipelineFile) -> TrellisConfig:
+    return TrellisConfig(
         structure=pipeline.args.sparse_structure_sampler.settings(),
         latent=pipeline.args.slat_sampler.settings(),
         fill_cavities=pipeline.args.fill_cavities,
     )
-    assembled = Models(
-        structure_flow=found["sparse_structure_flow_model"],
-        structure_decoder=found["sparse_structure_decoder"],
-        latent_flow=found["slat_flow_model"],
-        mesh_decoder=found["slat_decoder_mesh"],
-        normalization=pipeline.args.slat_normalization,
-    )
-    return assembled, config
 
 
 def model_stem(folder: Path, entry: str) -> Path:
@@ -162,14 +157,22 @@ def model_stem(folder: Path, entry: str) -> Path:
 
 
 def load_model(stem: Path, expected: type[nn.Module]) -> nn.Module:
-    """The model at <stem>.json and <stem>.safetensors, in float32 on the CPU.
+    """The model at <stem>.json and <stem>.safetensors, frozen, in float32 on the CPU.
 
     Raises:
         WeightsError: a file is missing, damaged, or not of the `expected` class.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    return open_model(stem, expected, device="cpu", dtype=torch.float32).load()
 
+
+def open_model(
+    stem: Path, expected: type[nn.Module], *, device: str | torch.device, dtype: torch.dtype
+) -> StoredNetwork:
+    """The model at <stem>.json and <stem>.safetensors, checked and not yet loaded.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or not of the `expected` class.
+    """
     description, weights = _with_suffix(stem, ".json"), _with_suffix(stem, ".safetensors")
     file = _read(description, ModelFile)
     with torch.device("meta"):
@@ -178,15 +181,38 @@ def load_model(stem: Path, expected: type[nn.Module]) -> nn.Module:
         raise WeightsError(
             f"{description} describes a {file.name}, but the pipeline needs a {expected.__name__}"
         )
+    cast_trunk(model, dtype)
+    expected_tensors = model.state_dict()
+    with _opened(weights) as tensors:
+        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    _check_shapes(expected_tensors, shapes, weights)
+
+    def load() -> nn.Module:
+        """Tensor by tensor to device and dtype: no second copy of the network exists."""
+        with torch.device("meta"):
+            empty = build_model(file, str(description))
+        with _opened(weights) as tensors:
+            found = {
+                name: tensors.get_tensor(name).to(device).to(wanted.dtype)
+                for name, wanted in expected_tensors.items()
+            }
+        empty.load_state_dict(found, assign=True)
+        return empty.eval().requires_grad_(False)
+
+    return StoredNetwork(sum(x.numel() * x.element_size() for x in expected_tensors.values()), load)
+
+
+@contextmanager
+def _opened(weights: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     if not weights.is_file():
         raise WeightsError(f"{weights} is missing; download it again")
     try:
-        tensors = load_file(weights)
+        with safe_open(weights, framework="pt") as tensors:
+            yield tensors
     except SafetensorError as error:
         raise WeightsError(f"{weights} is damaged ({error}); download it again") from error
-    _check_tensors(model, tensors, weights)
-    model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
-    return model
 
 
 def build_model(file: ModelFile, origin: str) -> nn.Module:
@@ -267,10 +293,11 @@ def _read(path: Path, record: type[Record]) -> Record:
         raise WeightsError(f"{path} does not describe what it should: {where}") from error
 
 
-def _check_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    misfits: Sequence[str] = [
+def _check_shapes(
+    tensors: Mapping[str, Tensor], got: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    misfits = [
         *(f"{name} is missing" for name in sorted(set(expected) - set(got))),
         *(f"{name} is unknown" for name in sorted(set(got) - set(expected))),
         *(

@@ -16,6 +16,7 @@ NAMES = sorted(
     for (kind, name), owner in REGISTRY.owners.items()
     if kind == "encoders" and owner.startswith("modalign:")
 )
+PICTURES = [n for n in NAMES if REGISTRY.get("encoders", n).modality == "image"]
 # Up to 90 M parameters; the others were checked on small networks of their classes.
 SMALL = ["clip-vitb32-pooled", "dinov2-vits14", "dinov2-vits14-reg", "dinov3-vits16"]
 SMALL += ["siglip2-base-patch16-224"]
@@ -32,12 +33,14 @@ def spec(request):
 def test_an_encoder_states_its_origin_licence_and_preprocessing(spec):
     for field in (spec.summary, spec.source, spec.license, spec.preprocessing):
         assert field
-    assert spec.modality == "image"
-    assert spec.preprocessing.startswith(f"{spec.stream.space.rpartition('@')[2]} px")
+    unit = {"image": "px", "text": "positions"}[spec.modality]
+    assert spec.preprocessing.startswith(f"{spec.stream.space.rpartition('@')[2]} {unit}")
 
 
-def test_pictures_of_any_shape_and_mode_fit_the_network(spec):
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_of_any_shape_and_mode_fit_the_network(name):
     """On the meta device: everything but the numbers."""
+    spec = REGISTRY.get("encoders", name)
     encoder = spec.build(weights="random", device="meta", dtype=torch.bfloat16)
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 255, (57, 121, 4), dtype=np.uint8)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
-from modalign_plugins.generators.trellis import loader
+from modalign_plugins.generators.trellis import loader, modalign_generators
 from modalign_plugins.generators.trellis.config import ModelFile, SamplerEntry
+from modalign_plugins.generators.trellis.slat_flow import SLatFlowModel
+from modalign_plugins.weights import sources
 from safetensors.torch import load_file, save_file
 
 from modalign import WeightsError
@@ -59,6 +64,75 @@ def test_the_trunk_runs_in_the_type_asked_for(folder):
     assert v.dtype == torch.float32
 
 
+def test_half_precision_weights_are_cast_one_by_one(folder, monkeypatch):
+    """While a tensor is read, none of those read before is held in the file's own type."""
+    alive, seen = [], []
+    opened = loader._opened
+
+    @contextmanager
+    def watched(path):
+        with opened(path) as tensors:
+
+            class Watched:
+                keys, get_slice = tensors.keys, tensors.get_slice
+
+                def get_tensor(self, name):
+                    gc.collect()
+                    assert not [held for held in alive if held() is not None]
+                    tensor = tensors.get_tensor(name)
+                    if tensor.dtype == torch.float16:
+                        alive.append(weakref.ref(tensor))
+                    seen.append(name)
+                    return tensor
+
+            yield Watched()
+
+    monkeypatch.setattr(loader, "_opened", watched)
+    models, _ = loader.load_pipeline(folder, **CPU)
+    assert seen == []  # files are checked by their headers
+    network = models.structure_flow
+    assert sorted(seen) == sorted(network.state_dict())
+    assert {x.dtype for x in network.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_bytes_foretold_are_those_of_the_loaded_network(folder, dtype):
+    stem = folder / PIPELINE.args.models["slat_flow_model"]
+    stored = loader.open_model(stem, SLatFlowModel, device="cpu", dtype=dtype)
+    state = stored.load().state_dict()
+    assert stored.num_bytes == sum(x.numel() * x.element_size() for x in state.values())
+
+
+def test_a_text_pipeline_takes_its_decoders_from_the_repository_it_names(folder, monkeypatch):
+    """Older files name another owner; whoever is named is asked."""
+    entry = PIPELINE.args.models["sparse_structure_decoder"]
+    edit(
+        folder / "pipeline.json",
+        lambda c: c["args"]["models"].update(sparse_structure_decoder=f"old-owner/image/{entry}"),
+    )
+    asked = []
+
+    def downloaded(owner, repository, files):
+        asked.append((owner, repository, tuple(files)))
+        return folder
+
+    monkeypatch.setattr(sources, "downloaded", downloaded)
+    spec = {spec.name: spec for spec in modalign_generators()}["trellis-text-base"]
+    built = spec.build()
+    assert all(owner == "trellis-text-base" for owner, _, _ in asked)
+    by_repository = {}
+    for _, repository, files in asked[1:]:
+        by_repository.setdefault(repository, []).extend(files)
+    assert by_repository["old-owner/image"] == [f"{entry}.json", f"{entry}.safetensors"]
+    assert set(by_repository) == {"microsoft/TRELLIS-text-base", "old-owner/image"}
+    first = asked[0][2]
+    assert first[0] == "pipeline.json"
+    assert "ckpts/slat_flow_txt_dit_B_64l8p2_fp16.safetensors" in first
+    assert not any("gaussians" in file for files in by_repository.values() for file in files)
+    built.models.require("slat_decoder_gs")
+    assert asked[-1][2] == ("ckpts/gaussians.json", "ckpts/gaussians.safetensors")
+
+
 def test_a_model_may_lie_in_the_folder_of_another_repository(folder):
     entry = PIPELINE.args.models["sparse_structure_decoder"]
     edit(
@@ -89,8 +163,18 @@ def test_a_truncated_file_is_named(folder, file):
 
 
 def test_a_pipeline_without_a_role_is_refused(folder):
-    edit(folder / "pipeline.json", lambda c: c["args"]["models"].pop("slat_decoder_mesh"))
-    with pytest.raises(WeightsError, match="names no model for slat_decoder_mesh"):
+    edit(folder / "pipeline.json", lambda c: c["args"]["models"].pop("slat_flow_model"))
+    with pytest.raises(WeightsError, match="names no model for slat_flow_model"):
+        loader.load_pipeline(folder, **CPU)
+
+
+def test_a_pipeline_without_a_decoder_is_refused(folder):
+    def drop(content):
+        for role in ("slat_decoder_mesh", "slat_decoder_gs", "slat_decoder_rf"):
+            content["args"]["models"].pop(role, None)
+
+    edit(folder / "pipeline.json", drop)
+    with pytest.raises(WeightsError, match="names no decoder; expected any of slat_decoder_mesh"):
         loader.load_pipeline(folder, **CPU)
 
 

@@ -51,13 +51,19 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("file", RELEASED)
-def test_a_released_network_has_the_keys_shapes_types_and_sizes_of_its_file(file):
-    """Against the listed tensors of each published checkpoint."""
+def described(file):
+    """A released network on the meta device, in the types of its file."""
     released = RELEASED[file]
     with torch.device("meta"):
         model = loader.build_model(ModelFile(name=released["name"], args=released["args"]), file)
     loader.cast_trunk(model, torch.float16)
+    return model
+
+
+@pytest.mark.parametrize("file", RELEASED)
+def test_a_released_network_has_the_keys_shapes_types_and_sizes_of_its_file(file):
+    """Against the listed tensors of each published checkpoint."""
+    released, model = RELEASED[file], described(file)
     assert sum(p.numel() for p in model.parameters()) == released["parameters"]
     lines = [
         f"{key} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
@@ -67,12 +73,52 @@ def test_a_released_network_has_the_keys_shapes_types_and_sizes_of_its_file(file
     assert hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() == released["sha256"]
 
 
-def test_the_built_in_image_large_is_the_released_one():
-    files = sizes.LARGE_PIPELINE.args.models
-    for role, model in sizes.LARGE_MODELS.items():
-        released = RELEASED[files[role].removeprefix("ckpts/")]
-        for name, value in model.args.items():
-            assert released["args"].get(name, value) == value, (role, name)
+def file_size(state):
+    """Bytes of a safetensors file: length, header padded to 8, tensors; widest types first."""
+    names = {torch.float32: "F32", torch.float16: "F16"}
+    order = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header, end = {}, 0
+    for key, tensor in order:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + length + -length % 8 + end
+
+
+@pytest.mark.parametrize("file", RELEASED)
+def test_a_released_file_has_as_many_bytes_as_its_network_predicts(file):
+    """The published sizes; of text pipelines, what the reference's classes predict."""
+    assert file_size(described(file).state_dict()) == RELEASED[file]["bytes"]
+
+
+def test_the_predicted_size_is_that_of_a_written_file(tmp_path):
+    model = SparseStructureDecoder(
+        out_channels=1, latent_channels=2, channels=[8, 4], num_res_blocks=1
+    )
+    loader.save_model(model, ModelFile(name="", args={}), tmp_path / "x", torch.float16)
+    loader.cast_trunk(model, torch.float16)
+    assert (tmp_path / "x.safetensors").stat().st_size == file_size(model.state_dict())
+
+
+PIPELINES = {"trellis-image-large": (sizes.LARGE_PIPELINE, sizes.LARGE_MODELS)} | {
+    name: (text.pipeline, text.models) for name, text in sizes.TEXT_PIPELINES.items()
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_built_in_pipeline_is_the_released_one(name):
+    pipeline, models = PIPELINES[name]
+    assert set(pipeline.args.models) == set(models) == set(loader.ROLES)
+    for role, model in models.items():
+        released = RELEASED[pipeline.args.models[role].rpartition("/")[2]]
+        known = {**released["args"]}
+        for argument, value in model.args.items():
+            assert known.pop(argument, value) == value, (role, argument)
+        assert set(known) <= set(loader.FIXED_ARGUMENTS), (role, known)
         assert released["name"].removeprefix("Elastic") == model.name
 
 

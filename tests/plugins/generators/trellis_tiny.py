@@ -13,6 +13,7 @@ from modalign_plugins.generators.trellis.config import (
     PipelineFile,
     SamplerEntry,
 )
+from modalign_plugins.generators.trellis.gaussians import RELEASED_REPRESENTATION
 
 from modalign import TokenGroup, TokenStreamSpec
 
@@ -37,6 +38,8 @@ PIPELINE = PipelineFile(
             "sparse_structure_decoder": "ckpts/decoder",
             "slat_flow_model": "ckpts/flow",
             "slat_decoder_mesh": "ckpts/mesh",
+            "slat_decoder_gs": "ckpts/gaussians",
+            "slat_decoder_rf": "ckpts/field",
         },
         sparse_structure_sampler=SAMPLER,
         slat_sampler=SAMPLER,
@@ -52,6 +55,15 @@ FLOW = {
     "num_heads": 2,
     "qk_rms_norm": True,
     "pe_mode": "ape",
+}
+DECODER = {
+    "resolution": 4,
+    "model_channels": 16,
+    "latent_channels": 4,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "window_size": 4,
+    "attn_mode": "swin",
 }
 MODELS = {
     "sparse_structure_flow_model": ModelFile(
@@ -72,17 +84,15 @@ MODELS = {
     ),
     "slat_decoder_mesh": ModelFile(
         name="ElasticSLatMeshDecoder",
-        args={
-            "resolution": 4,
-            "model_channels": 16,
-            "latent_channels": 4,
-            "num_blocks": 2,
-            "num_heads": 2,
-            "window_size": 4,
-            "num_groups": 2,
-            "attn_mode": "swin",
-            "representation_config": {"use_color": True},
-        },
+        args={**DECODER, "num_groups": 2, "representation_config": {"use_color": True}},
+    ),
+    "slat_decoder_gs": ModelFile(
+        name="ElasticSLatGaussianDecoder",
+        args={**DECODER, "representation_config": {**RELEASED_REPRESENTATION, "num_gaussians": 3}},
+    ),
+    "slat_decoder_rf": ModelFile(
+        name="ElasticSLatRadianceFieldDecoder",
+        args={**DECODER, "representation_config": {"rank": 2, "dim": 4}},
     ),
 }
 ENCODERS = {
