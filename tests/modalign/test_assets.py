@@ -11,6 +11,7 @@ import trimesh
 from PIL import Image
 
 from modalign import Mesh, Picture, assets
+from modalign.rendering import cameras, rasteriser
 from modalign.specs import Asset
 
 
@@ -169,10 +170,10 @@ def test_the_depth_buffer_shows_what_the_rays_show(mesh, monkeypatch):
         np.concatenate([mesh.faces, other.faces + 8]),
         np.concatenate([mesh.vertex_colors, other.vertex_colors[:, ::-1]]),
     )
-    assert assets._embree_scene(both) is not None
+    assert rasteriser._embree(both.vertices, both.faces) is not None
     traced = both.render(views=3, size=48).astype(int)
     monkeypatch.setitem(sys.modules, "trimesh.ray.ray_pyembree", None)
-    assert assets._embree_scene(both) is None
+    assert rasteriser._embree(both.vertices, both.faces) is None
     filled = both.render(views=3, size=48).astype(int)
     assert np.abs(traced - filled).max() <= 40  # a ray may fall on either side of an edge
     assert (np.abs(traced - filled) > 2).mean() < 0.005
@@ -186,7 +187,7 @@ def test_a_preview_is_four_views_side_by_side(mesh, tmp_path):
 
 def test_a_camera_looks_at_the_origin_from_where_it_stands():
     """Facts of the paper: yaw 0 looks from +y, pitch rises to +z, OpenCV axes."""
-    matrix = assets.camera_extrinsics(yaw=0.0, pitch=np.radians(30), radius=2.0)
+    matrix = cameras.camera_extrinsics(yaw=0.0, pitch=np.radians(30), radius=2.0)
     where = -matrix[:3, :3].T @ matrix[:3, 3]
     np.testing.assert_allclose(where, [0, 2 * np.cos(np.pi / 6), 1], atol=1e-12)
     np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-12)

@@ -30,7 +30,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from modalign.assets import camera_extrinsics, camera_intrinsics
+from modalign.rendering.cameras import camera_extrinsics, camera_intrinsics
 from tests.golden.case import Case, Runner
 
 Outputs = dict[str, Tensor]

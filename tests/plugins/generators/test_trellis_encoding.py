@@ -25,7 +25,7 @@ from modalign_plugins.weights import sources
 from PIL import Image
 
 from modalign import Mesh, WeightsError, installed
-from modalign.assets import camera_extrinsics, camera_intrinsics
+from modalign.rendering.cameras import camera_extrinsics, camera_intrinsics
 
 from . import trellis_tiny
 from .test_trellis_voxels import CUBE, CUBE_FACES, crumpled, mesh_of

@@ -1,0 +1,1 @@
+"""From things in space to pictures; knows arrays and cameras, no assets."""
