@@ -27,6 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         if mask is not None:
             score = score.masked_fill(~mask, -math.inf)
         return (score.softmax(dim=-1) @ v).transpose(-3, -2)
+    if q.device.type == "cpu" and not torch.is_grad_enabled():
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # pays where many keys are read
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-3, -2)
 
 
@@ -83,13 +85,17 @@ class SelfAttention(nn.Module):
             self.q_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
             self.k_rms_norm = MultiHeadRMSNorm(channels // num_heads, num_heads)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (N, 3, H, D) of tokens (N, C)."""
+        qkv: Tensor = self.to_qkv(x).view(len(x), 3, self.num_heads, -1)
+        if self.q_rms_norm is None or self.k_rms_norm is None:
+            return qkv
+        q, k, v = qkv.unbind(dim=1)
+        return torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)
+
     def forward(self, x: Tensor, groups: TokenGroups) -> Tensor:
         """Tokens (N, C) after attending within their groups."""
-        qkv = self.to_qkv(x).view(len(x), 3, self.num_heads, -1)
-        if self.q_rms_norm is not None and self.k_rms_norm is not None:
-            q, k, v = qkv.unbind(dim=1)
-            qkv = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k), v], dim=1)
-        out: Tensor = self.to_out(attend_in_groups(qkv, groups).reshape(len(x), -1))
+        out: Tensor = self.to_out(attend_in_groups(self.project(x), groups).flatten(1))
         return out
 
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CrossAttention, KeysValues, SelfAttention
+from .attention import CrossAttention, KeysValues, SelfAttention, attend_in_groups
 from .groups import Segments, TokenGroups
+from .rows import each_row
 
 BLOCK_NORM_EPS = 1e-6
 FINAL_NORM_EPS = 1e-5
@@ -92,14 +93,25 @@ class ModulatedBlock(nn.Module):
         self, x: Tensor, t_embedding: Tensor, context: KeysValues, segments: Segments
     ) -> Tensor:
         """Tokens (N, C) given times (B, C) and what the context says."""
-        modulation = segments.spread(self.adaLN_modulation(t_embedding))
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=-1)
-        h = self.norm1(x) * (1 + scale) + shift
-        x = x + self.self_attn(h, segments.groups) * gate
+        modulation = self.adaLN_modulation(t_embedding)  # (B, 6 C)
+        qkv = segments.each_row(self._project, modulation, x)
+        attended = attend_in_groups(qkv, segments.groups).flatten(1)
+        x = segments.each_row(self._join, modulation, x, attended)
         x = x + self.cross_attn(self.norm2(x), context, segments)
-        h = self.norm3(x) * (1 + mlp_scale) + mlp_shift
-        out: Tensor = x + self.mlp(h) * mlp_gate
-        return out
+        return segments.each_row(self._feed_forward, modulation, x)
+
+    def _project(self, modulation: Tensor, x: Tensor) -> Tensor:
+        shift, scale, *_ = modulation.chunk(6, dim=-1)
+        return self.self_attn.project(torch.addcmul(shift, self.norm1(x), 1 + scale))
+
+    def _join(self, modulation: Tensor, x: Tensor, attended: Tensor) -> Tensor:
+        gate = modulation.chunk(6, dim=-1)[2]
+        return torch.addcmul(x, self.self_attn.to_out(attended), gate)
+
+    def _feed_forward(self, modulation: Tensor, x: Tensor) -> Tensor:
+        *_, shift, scale, gate = modulation.chunk(6, dim=-1)
+        h = torch.addcmul(shift, self.norm3(x), 1 + scale)
+        return torch.addcmul(x, self.mlp(h), gate)
 
 
 class WindowedBlock(nn.Module):
@@ -114,9 +126,17 @@ class WindowedBlock(nn.Module):
 
     def forward(self, x: Tensor, groups: TokenGroups) -> Tensor:
         """Tokens (N, C) after attending within their windows."""
-        x = x + self.attn(self.norm1(x), groups)
-        x = x + self.mlp(self.norm2(x))
-        return x
+        qkv = each_row(self._project, x)
+        attended = attend_in_groups(qkv, groups).flatten(1)
+        return each_row(self._finish, x, attended)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.attn.project(self.norm1(x))
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.attn.to_out(attended)
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class FlowContext:
@@ -145,7 +165,6 @@ class FlowContext:
         condition = condition.to(trunk_dtype(blocks))
         layers = []
         for block in blocks:
-            assert isinstance(block, ModulatedBlock)
             layer = block.cross_attn.read(condition)
             shape = (batch_size, -1, -1, -1)
             layers.append(KeysValues(layer.keys.expand(shape), layer.values.expand(shape)))

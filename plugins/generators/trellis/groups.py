@@ -5,14 +5,14 @@ Legend: N tokens, P packed rows (tokens and padding), G groups, L padded length,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .rows import gather_rows
+from .rows import gather_rows, in_runs, runs_pay
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,18 @@ class Segments:
         if self.uniform:
             return x.unsqueeze(1).expand(-1, self.counts[0], -1).reshape(-1, x.shape[-1])
         return gather_rows(x, self.batch_index, self._rows, False, not self.uniform)
+
+    def each_row(self, function: Callable[..., Tensor], values: Tensor, *x: Tensor) -> Tensor:
+        """function(values, *x) of rows x (N, ...) and what `values` (B, C) has for each of them.
+
+        The function must treat every row on its own; see `rows.in_runs`.
+        """
+        if not runs_pay(values) or not x[0].shape[0]:
+            return function(self.spread(values), *x)
+        return in_runs(
+            lambda element, rows: function(values[element], *(rest[rows] for rest in x)),
+            self.counts,
+        )
 
     @cached_property
     def groups(self) -> TokenGroups:

@@ -5,6 +5,7 @@ Legend: N input rows, K output rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -52,6 +53,42 @@ def gather_rows(
     """
     result: Tensor = _GatherRows.apply(x, index, inverse, (index_padded, inverse_padded))
     return result
+
+
+RUN = 512  # rows whose intermediate results stay in a processor's cache
+
+
+def runs_pay(x: Tensor) -> bool:
+    """Whether `in_runs` is worth it: on a processor, where no gradient keeps what is computed."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def in_runs(function: Callable[[int, slice], Tensor], counts: Sequence[int]) -> Tensor:
+    """What function(segment, rows) returns for short runs of rows, put together.
+
+    Segments follow each other and are `counts` long; no run crosses from one into the next. For
+    what treats every row on its own: wide intermediate results then never leave the cache.
+    """
+    out: Tensor | None = None
+    start = 0
+    for segment, count in enumerate(counts):
+        for first in range(start, start + count, RUN):
+            rows = slice(first, min(first + RUN, start + count))
+            part = function(segment, rows)
+            if out is None:
+                out = part.new_empty(sum(counts), *part.shape[1:])
+            out[rows] = part
+        start += count
+    assert out is not None
+    return out
+
+
+def each_row(function: Callable[..., Tensor], *x: Tensor) -> Tensor:
+    """function(*x) of rows x (N, ...), for a function that treats every row on its own."""
+    number = len(x[0])
+    if number <= RUN or not runs_pay(x[0]):
+        return function(*x)
+    return in_runs(lambda _, rows: function(*(values[rows] for values in x)), [number])
 
 
 class Fold:

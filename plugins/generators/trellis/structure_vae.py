@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .blocks import LayerNorm32, init_zero
 
 CHANNEL_NORM_EPS = 1e-5
+# Channels next to each other: the norms then read memory in order, and convolutions in half
+# precision are up to three times as fast on a processor.
+LAYOUT = torch.channels_last_3d
 
 
 class ChannelLayerNorm32(LayerNorm32):
@@ -114,7 +117,7 @@ class SparseStructureEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance, both (B, latent_channels, r, r, r), of a grid (B, C, R, R, R)."""
-        h = self.input_layer(x).to(_conv_dtype(self.blocks))
+        h = self.input_layer(x).to(_conv_dtype(self.blocks), memory_format=LAYOUT)
         for block in self.blocks:
             h = block(h)
         mean, logvar = self.out_layer(self.middle_block(h).to(x.dtype)).chunk(2, dim=1)
@@ -152,7 +155,8 @@ class SparseStructureDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, R, R, R) of a latent grid (B, C, r, r, r)."""
-        h = self.middle_block(self.input_layer(x).to(_conv_dtype(self.blocks)))
+        h = self.input_layer(x).to(_conv_dtype(self.blocks), memory_format=LAYOUT)
+        h = self.middle_block(h)
         for block in self.blocks:
             h = block(h)
         logits: Tensor = self.out_layer(h.to(x.dtype))

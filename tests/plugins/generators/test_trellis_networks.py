@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from modalign_plugins.generators.trellis import attention, loader, sizes
-from modalign_plugins.generators.trellis.blocks import FlowContext
+from modalign_plugins.generators.trellis.blocks import FlowContext, ModulatedBlock, WindowedBlock
 from modalign_plugins.generators.trellis.config import ModelFile
 from modalign_plugins.generators.trellis.groups import Segments, TokenGroups
+from modalign_plugins.generators.trellis.rows import RUN
 from modalign_plugins.generators.trellis.slat_flow import SLatFlowModel
 from modalign_plugins.generators.trellis.slat_vae import SLatEncoder, SLatMeshDecoder
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
@@ -140,6 +141,28 @@ def test_the_half_precision_path_on_the_cpu_is_the_fused_one():
     with torch.no_grad():
         fused = attention.attend(q, k, v, mask)
     torch.testing.assert_close(products, fused, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("counts", [[RUN + 90, 40], [700, 700], [3 * RUN]])
+def test_blocks_in_runs_of_rows_are_blocks_at_once(counts):
+    """Runs are taken without gradient only, so the same call with it is the oracle."""
+    block = shaken(ModulatedBlock(16, 10, 2, 4, True, False))
+    segments = Segments(counts, torch.device("cpu"))
+    x, times = randn(sum(counts), 16), randn(len(counts), 16)
+    context = block.cross_attn.read(randn(len(counts), 3, 10))
+    at_once = block(x, times, context, segments).detach()
+    with torch.no_grad():
+        in_runs = block(x, times, context, segments)
+    torch.testing.assert_close(in_runs, at_once, atol=2e-5, rtol=1e-5)
+
+
+def test_windowed_blocks_in_runs_of_rows_are_blocks_at_once():
+    block = shaken(WindowedBlock(16, 2, 4))
+    keys = torch.randint(0, 30, (RUN + 300,), generator=torch.Generator().manual_seed(0))
+    x, groups = randn(len(keys), 16), TokenGroups.from_keys(keys)
+    at_once = block(x, groups).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, groups), at_once, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [False, True])
