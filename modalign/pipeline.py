@@ -24,7 +24,8 @@ from modalign.hub import upload
 from modalign.models.reading import layer_pooling
 from modalign.parts import Parts
 from modalign.recipe import ReadingConfig, Recipe, SamplerConfig
-from modalign.sampling import sample
+from modalign.sampling import Start, sample
+from modalign.sampling.schedule import noise_levels
 from modalign.specs import (
     Asset,
     Example,
@@ -141,19 +142,44 @@ class Pipeline(nn.Module):
         seed: int = 0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        start: TokenStream | None = None,
+        strength: float = 1.0,
+        keep: Mapping[str, Tensor] | None = None,
         progress: ProgressCallback | None = None,
     ) -> TokenStream:
         """The encoder's stream for each prompt, in the head's space, {name: (B, K, D)}.
 
         Element k starts from noise of seed `seed + k`, whatever else is in the batch.
         `num_inference_steps` and `guidance_scale` (1 is off) default to the recipe's.
+
+        Args:
+            prompts: what to describe.
+            seed: of the first element.
+            num_inference_steps: steps from noise to data.
+            guidance_scale: of the condition.
+            start: a stream of the head's space to edit, such as a picture's; of one element for
+                all prompts, or of one for each.
+            strength: how much of the steps is sampled; 0 is `start`, 1 starts from noise.
+            keep: tokens of `start` that stay exactly, bool (K,) or (B, K) by group.
+            progress: called after every step.
+
+        Raises:
+            PromptError: there is no prompt, or one that the VLM cannot read.
+            ValueError: `start`, `strength` or `keep` does not fit.
+            GenerationError: numbers are not finite; the message names the stage.
         """
         asked = as_prompts(prompts)
         sampler = self._sampler(num_inference_steps, guidance_scale)
+        begin = None
+        if start is not None:
+            begin = Start(start, strength, keep or {}).for_batch(len(asked), self.stream)
+        elif strength != 1 or keep is not None:
+            raise ValueError("strength and keep need a stream to start from; give start=...")
         report = _reporter(progress, "soft tokens", 1)
         condition = self.condition(asked)
         report(1)
-        report = _reporter(progress, "alignment", sampler.steps)
+        levels = noise_levels(sampler.steps, strength=strength)
+        report = _reporter(progress, "alignment", len(levels) - 1)
         with self._head_loaded():
             stream: TokenStream = sample(
                 self.head,
@@ -164,9 +190,11 @@ class Pipeline(nn.Module):
                 generators=[torch.Generator().manual_seed(seed + k) for k in range(len(asked))],
                 progress=report,
                 mask=condition.mask,
+                start=begin,
             )
         require_finite("alignment", stream)
-        return self.stream.project(stream) if sampler.project else stream
+        stream = self.stream.project(stream) if sampler.project else stream
+        return stream if begin is None else begin.settled(stream)
 
     @torch.no_grad()
     def generate(

@@ -22,7 +22,7 @@ from modalign_plugins.generators.trellis.slat_vae import SLatEncoder
 from modalign_plugins.generators.trellis.sparse import SparseTensor
 from modalign_plugins.generators.trellis.structure_flow import SparseStructureFlowModel
 from modalign_plugins.generators.trellis.structure_vae import SparseStructureEncoder
-from publish import CKPTS, ENCODERS, publish_module, write_pipeline
+from publish import CKPTS, publish_module, write_pipeline
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +38,7 @@ def structure_latents() -> Tensor:
     """Latent means (objects, 8, 4, 4, 4) of every training object's structure."""
     path = FOLDER / "structure-latents.npy"
     if not path.exists():
-        encoder = load_model(ENCODERS / "ss_enc", SparseStructureEncoder)
+        encoder = load_model(CKPTS / "ss_enc", SparseStructureEncoder)
         cells = surface(STRUCTURE)
         found = [
             encoder(torch.from_numpy(cells[k : k + 32]).unsqueeze(1).float())[0].numpy()
@@ -53,7 +53,7 @@ def slat_latents() -> tuple[list[Tensor], list[Tensor]]:
     """Voxels (N, 3) and latent means (N, 8) of the measured training objects."""
     paths = [FOLDER / f"slat-{part}.npy" for part in ("voxels", "latents", "start")]
     if not all(path.exists() for path in paths):
-        encoder = load_model(ENCODERS / "slat_enc", SLatEncoder)
+        encoder = load_model(CKPTS / "slat_enc", SLatEncoder)
         voxels, latents = [], []
         for row in track(range(shapes.OBJECTS), "encoding shapes"):
             coords, features, _, _ = shapes.batch([shapes.shape(row)])

@@ -28,7 +28,7 @@ from modalign_plugins.generators.trellis.structure_vae import (
 )
 from modalign_plugins.suites.judge import Judge
 from PIL import Image
-from publish import CKPTS, ENCODERS
+from publish import CKPTS
 from rich.progress import track
 
 import modalign
@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    structure = load_model(ENCODERS / "ss_enc", SparseStructureEncoder)
+    structure = load_model(CKPTS / "ss_enc", SparseStructureEncoder)
     cells_of = load_model(CKPTS / "ss_dec", SparseStructureDecoder)
-    encode = load_model(ENCODERS / "slat_enc", SLatEncoder)
+    encode = load_model(CKPTS / "slat_enc", SLatEncoder)
     decode = load_model(CKPTS / "slat_dec_mesh", SLatMeshDecoder)
     encoder = modalign.installed().get("encoders", "dinov2-mini-reg").build()
     generator = modalign.installed().get("generators", "trellis-mini").build()

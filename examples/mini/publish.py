@@ -17,7 +17,6 @@ from trainer import HERE, Trainer
 
 WEIGHTS = HERE.parents[1] / "plugins" / "weights"
 CKPTS = WEIGHTS / "trellis-mini" / "ckpts"
-ENCODERS = HERE / "weights"  # of both VAEs: no pipeline needs them, so the package does without
 DATA_SEED = 0
 
 
@@ -90,6 +89,8 @@ def write_pipeline(mean: list[float], std: list[float]) -> None:
         "sparse_structure_decoder": "ckpts/ss_dec",
         "slat_flow_model": "ckpts/slat_flow",
         "slat_decoder_mesh": "ckpts/slat_dec_mesh",
+        "sparse_structure_encoder": "ckpts/ss_enc",
+        "slat_encoder": "ckpts/slat_enc",
     }
     content = {
         "name": "TrellisImageTo3DPipeline",
@@ -99,6 +100,7 @@ def write_pipeline(mean: list[float], std: list[float]) -> None:
             "slat_sampler": sampler,
             "slat_normalization": {"mean": mean, "std": std},
             "fill_cavities": True,
+            "slat_features": "distances",
         },
     }
     path = WEIGHTS / "trellis-mini" / "pipeline.json"

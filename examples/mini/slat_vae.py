@@ -16,7 +16,7 @@ from modalign_plugins.generators.trellis.flexicubes import DEFORM, WEIGHTS, grid
 from modalign_plugins.generators.trellis.slat_vae import SLatEncoder, SLatMeshDecoder
 from modalign_plugins.generators.trellis.sparse import SparseTensor
 from modalign_plugins.generators.trellis.structure_vae import sample_posterior
-from publish import CKPTS, ENCODERS, publish_module
+from publish import CKPTS, publish_module
 from shapes import CELLS, COLOR_TABLE, OBJECTS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +71,7 @@ def main() -> None:
         }
 
     trainer.run(losses, batch_size=options.batch, log_every=25)
-    publish_module(model["encoder"], SLAT_ENCODER_ARGS, ENCODERS / "slat_enc", trainer)
+    publish_module(model["encoder"], SLAT_ENCODER_ARGS, CKPTS / "slat_enc", trainer)
     publish_module(model["decoder"], MESH_DECODER_ARGS, CKPTS / "slat_dec_mesh", trainer)
 
 

@@ -17,7 +17,7 @@ from modalign_plugins.generators.trellis.structure_vae import (
     SparseStructureEncoder,
     sample_posterior,
 )
-from publish import CKPTS, ENCODERS, publish_module
+from publish import CKPTS, publish_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trainer import Trainer
@@ -76,7 +76,7 @@ def main() -> None:
     trainer.run(losses, batch_size=options.batch)
     some = torch.tensor(cells[:512]).unsqueeze(1).float()
     print(f"latent deviation {to_unit_deviation(model.eval(), some):.3f}, made 1")  # noqa: T201
-    publish_module(model["encoder"], ENCODER_ARGS, ENCODERS / "ss_enc", trainer)
+    publish_module(model["encoder"], ENCODER_ARGS, CKPTS / "ss_enc", trainer)
     publish_module(model["decoder"], DECODER_ARGS, CKPTS / "ss_dec", trainer)
 
 

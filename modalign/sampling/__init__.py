@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,10 +12,11 @@ from modalign.recipe import FlowConfig, SamplerConfig
 from modalign.sampling.guidance import guided_velocity
 from modalign.sampling.schedule import noise_levels
 from modalign.sampling.solvers import SOLVERS, Report
+from modalign.sampling.start import Start
 from modalign.specs import Head
 from modalign.tokens import TokenStream, TokenStreamSpec
 
-__all__ = ["draw_noise", "sample"]
+__all__ = ["Start", "draw_noise", "sample"]
 
 
 def draw_noise(spec: TokenStreamSpec, generators: Sequence[torch.Generator]) -> TokenStream:
@@ -46,6 +48,7 @@ def sample(
     noise: TokenStream | None = None,
     progress: Report | None = None,
     mask: Tensor | None = None,
+    start: Start | None = None,
 ) -> TokenStream:
     """A stream for each condition (B, S, C), on its device and in its dtype.
 
@@ -62,9 +65,10 @@ def sample(
         noise: the stream at t = 0.
         progress: called with the number of steps done.
         mask: (B, S), 1 at the condition's real positions; None if all are. The head then gets it.
+        start: a stream to begin from, at the time that its strength says.
 
     Raises:
-        ValueError: the number of generators is not B, or `noise` has another layout.
+        ValueError: the number of generators is not B, or `noise` or `start` has another layout.
     """
     if noise is None:
         if len(generators) != len(condition):
@@ -76,6 +80,17 @@ def sample(
     dtype = torch.promote_types(condition.dtype, torch.float32)
     x = {name: tokens.to(condition.device, dtype) for name, tokens in noise.items()}
     velocity = guided_velocity(head, condition, flow, sampler, mask)
-    levels = noise_levels(sampler.steps, flow.shift)
-    x = SOLVERS[sampler.solver](velocity, x, levels, progress)
+    solve = SOLVERS[sampler.solver]
+    if start is None:
+        x = solve(velocity, x, noise_levels(sampler.steps, flow.shift), progress)
+        return {name: tokens.to(condition.dtype) for name, tokens in x.items()}
+    start, noise = start.for_batch(len(condition), spec), x
+    levels = noise_levels(sampler.steps, flow.shift, start.strength)
+    if start.strength < 1:
+        x = start.noised(noise, levels[0])
+    for step, (level, following) in enumerate(pairwise(levels), start=1):
+        x = solve(velocity, x, (level, following))
+        x = start.keeping(x, start.noised(noise, following))
+        if progress is not None:
+            progress(step)
     return {name: tokens.to(condition.dtype) for name, tokens in x.items()}

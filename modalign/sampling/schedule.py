@@ -21,9 +21,15 @@ def shift_level(level: Level, shift: float) -> Level:
     return shift * level / (1 + (shift - 1) * level)
 
 
-def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
-    """`steps + 1` levels from 1 to 0, evenly spaced before the shift."""
-    return [shift_level(1 - step / steps, shift) for step in range(steps)] + [0.0]
+def noise_levels(steps: int, shift: float = 1.0, strength: float = 1.0) -> list[float]:
+    """`steps + 1` levels from 1 to 0, evenly spaced before the shift.
+
+    With a `strength` below 1 only those of the last part of the steps, however they fall.
+    """
+    even = [1 - step / steps for step in range(steps)]
+    if strength < 1:
+        even = [strength, *(level for level in even if level < strength)] if strength else []
+    return [shift_level(level, shift) for level in even] + [0.0]
 
 
 def network_time(level: float, integer: bool = False) -> float:

@@ -17,6 +17,8 @@ from modalign_plugins.weights import sources
 from modalign import GeneratorSpec, TokenStream, TokenStreamSpec, hookimpl, installed
 
 from .config import ModelFile, PipelineFile, SamplerSettings, TrellisConfig
+from .editing import box
+from .encoding import RELEASED_ENCODERS, Encoders, Views, load_encoders
 from .generator import Trellis
 from .loader import PIPELINE_FILE, SAMPLED, load_pipeline, random_pipeline
 from .preprocess import object_picture
@@ -34,10 +36,11 @@ from .sizes import (
     TEXT_STREAM,
     TextPipeline,
 )
+from .voxels import voxelize
 
 IMAGE_DOMAIN = "one object on black, cropped to 1.2 x its bounding box"
 
-__all__ = ["SamplerSettings", "Trellis", "TrellisConfig"]
+__all__ = ["SamplerSettings", "Trellis", "TrellisConfig", "Views", "box", "voxelize"]
 
 
 def _build(
@@ -51,23 +54,46 @@ def _build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Any:  # a Trellis: its options have names, which the protocol's `**options` hides
+    if weights == "random":
+        built = random_pipeline(pipeline, models, device=device, dtype=dtype)
+    elif weights != "pretrained":
+        built = load_pipeline(Path(weights), device=device, dtype=dtype)
+    elif not repository:
+        built = load_pipeline(sources.shipped(MINI_FOLDER), device=device, dtype=dtype)
+    else:
+        built = load_pipeline(
+            _downloaded_pipeline(name, repository, pipeline),
+            device=device,
+            dtype=dtype,
+            stem_of=partial(_downloaded_stem, name, repository),
+        )
     make_null = None
     if stream is TEXT_STREAM:
         kind = "random" if weights == "random" else "pretrained"
         make_null = partial(_empty_text, weights=kind, device=device, dtype=dtype)
-    if weights == "random":
-        built = random_pipeline(pipeline, models, device=device, dtype=dtype)
-        return Trellis(*built, accepts=stream, make_null=make_null)
-    stem_of = None
+    trellis = Trellis(*built, accepts=stream, make_null=make_null)
+    if weights != "random":
+        trellis.load_encoders = partial(_load_encoders, name, weights, repository, device, dtype)
+    return trellis
+
+
+def _load_encoders(
+    name: str,
+    weights: str | Path,
+    repository: str,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Encoders:
+    """Both encoders; those of text pipelines are in the repository of the image pipeline."""
     if weights != "pretrained":
         folder = Path(weights)
     elif not repository:
         folder = sources.shipped(MINI_FOLDER)
     else:
-        folder = _downloaded_pipeline(name, repository, pipeline)
-        stem_of = partial(_downloaded_stem, name, repository)
-    built = load_pipeline(folder, device=device, dtype=dtype, stem_of=stem_of)
-    return Trellis(*built, accepts=stream, make_null=make_null)
+        stems = RELEASED_ENCODERS.values()
+        files = [f"{stem}.{suffix}" for stem in stems for suffix in ("json", "safetensors")]
+        folder = sources.downloaded(name, REPOSITORY, [PIPELINE_FILE, *files])
+    return load_encoders(folder, device=device, dtype=dtype)
 
 
 def _downloaded_pipeline(name: str, repository: str, pipeline: PipelineFile) -> Path:

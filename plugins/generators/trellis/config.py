@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -77,6 +77,7 @@ class PipelineArgs(BaseModel):
 
     Attributes:
         fill_cavities: see `TrellisConfig`; our own, absent from the official files.
+        slat_features: what the latent's encoder reads, see `encoding`; our own, too.
     """
 
     model_config = _LENIENT
@@ -86,6 +87,7 @@ class PipelineArgs(BaseModel):
     slat_sampler: SamplerEntry
     slat_normalization: Normalization
     fill_cavities: bool = False
+    slat_features: Literal["views", "distances"] = "views"
 
 
 class PipelineFile(BaseModel):

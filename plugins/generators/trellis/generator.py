@@ -5,6 +5,7 @@ Legend: B batch elements, S condition tokens, N voxels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,19 +13,40 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modalign import GenerationError, Progress, TokenStream, TokenStreamSpec
+from modalign import (
+    GenerationError,
+    Mesh,
+    Progress,
+    TokenStream,
+    TokenStreamSpec,
+    WeightsError,
+)
 
 from .blocks import FlowContext
 from .config import SamplerSettings, TrellisConfig
+from .editing import Region, edit_latent
+from .encoding import Encoders, Views, encode_mesh
 from .flexicubes import Surface, enclosed, extract_surfaces
 from .formats import as_mesh, decoders, textured
 from .models import Models
-from .sampler import TIMESTEP_SCALE, Denoiser, averaged, euler_steps, in_turn
+from .sampler import (
+    TIMESTEP_SCALE,
+    Denoiser,
+    Start,
+    averaged,
+    euler_steps,
+    in_turn,
+    mixed,
+    schedule,
+)
 from .sparse import Coordinates, SparseTensor
 from .structure_vae import occupied
+from .voxels import voxelize
 
 if TYPE_CHECKING:
     from modalign.specs import Asset
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[Progress], None] | None
 Combine = Callable[[list[Denoiser]], Denoiser]
@@ -44,6 +66,8 @@ class Trellis:
         accepts: the stream it consumes; its groups side by side are the condition.
         make_null: the stream (1, K, D) that guidance contrasts with; zeros if None.
     """
+
+    load_encoders: Callable[[], Encoders] | None = None  # what `encoders` comes from
 
     def __init__(
         self,
@@ -227,14 +251,15 @@ class Trellis:
         progress: Report = None,
         combine: Combine = in_turn,
         null: Tensor | None = None,
+        start: Start | None = None,
     ) -> Coordinates:
-        """Occupied voxels of one object.
+        """Occupied voxels of one object; `start` is a structure latent, see `editing`.
 
         Raises:
             GenerationError: no voxel is occupied, or too many are.
         """
         return self.decode_structure(
-            self.sample_grid(conditions, settings, generator, progress, combine, null=null)
+            self.sample_grid(conditions, settings, generator, progress, combine, null, start)
         )
 
     def sample_grid(
@@ -245,6 +270,7 @@ class Trellis:
         progress: Report = None,
         combine: Combine = in_turn,
         null: Tensor | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """The latent grid (1, channels, R, R, R) that `decode_structure` turns into voxels."""
         model = self.models.structure_flow
@@ -263,7 +289,7 @@ class Trellis:
             return denoise
 
         each = [denoiser(condition) for condition in conditions.split(1)]
-        return self._sample("sparse structure", combine(each), noise, settings, progress)
+        return self._sample("sparse structure", combine(each), noise, settings, progress, start)
 
     def decode_structure(self, grid: Tensor) -> Coordinates:
         """Occupied voxels of a latent grid (1, channels, R, R, R).
@@ -295,8 +321,12 @@ class Trellis:
         progress: Report = None,
         combine: Combine = in_turn,
         null: Tensor | None = None,
+        start: Start | None = None,
     ) -> SparseTensor:
-        """The structured latent at the voxels of one object, in the scale its decoder expects."""
+        """The structured latent at the voxels of one object, in the scale its decoder expects.
+
+        `start` is in the scale of the flow model, see `editing`.
+        """
         model = self.models.latent_flow
         noise = torch.randn(len(at), model.in_channels, generator=generator).to(self.device)
 
@@ -313,7 +343,7 @@ class Trellis:
             return denoise
 
         each = [denoiser(condition) for condition in conditions.split(1)]
-        x = self._sample("structured latent", combine(each), noise, settings, progress)
+        x = self._sample("structured latent", combine(each), noise, settings, progress, start)
         mean = x.new_tensor(self.models.normalization.mean)
         std = x.new_tensor(self.models.normalization.std)
         return SparseTensor(at, x * std + mean)
@@ -369,13 +399,160 @@ class Trellis:
         noise: Tensor,
         settings: SamplerSettings,
         progress: Report,
+        start: Start | None = None,
     ) -> Tensor:
-        x = noise
-        for number, step in enumerate(euler_steps(denoiser, noise, settings), start=1):
+        x = noise if start is None else start.data  # of strength 0, which has no step
+        total = len(schedule(settings, start)) - 1
+        steps = euler_steps(denoiser, noise, settings, start)
+        for number, step in enumerate(steps, start=1):
             x = step.x
             if progress is not None:
-                progress(Progress(stage, number, settings.steps))
+                progress(Progress(stage, number, total))
         return require_finite(f"{stage} flow", x)
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """Both VAEs' encoders, loaded when first asked for.
+
+        Raises:
+            WeightsError: this pipeline has none, or a file of theirs is missing or damaged.
+        """
+        if self.load_encoders is None:
+            raise WeightsError(
+                "this pipeline has no encoders; build it with pretrained weights or from a folder"
+            )
+        return self.load_encoders()
+
+    def encode(
+        self, mesh: Mesh, *, views: Views | None = None, generator: torch.Generator | None = None
+    ) -> SparseTensor:
+        """A mesh as a structured latent at its voxels: what `decode` makes a mesh of.
+
+        The mesh is centred and its longest side made 1. The latent is the encoder's mean, or a
+        draw if there is a `generator`. `views` are pictures of the mesh as placed, for the released
+        encoder; the mini's reads the mesh itself, which must be closed for that.
+
+        Raises:
+            ValueError: the mesh has no surface, or is not what the encoder reads.
+            WeightsError: this pipeline has no encoders.
+        """
+        return encode_mesh(self.encoders, mesh, views=views, generator=generator)
+
+    @torch.no_grad()
+    def variants(
+        self,
+        stream: TokenStream,
+        mesh: Mesh,
+        *,
+        seed: int,
+        progress: Report = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[Mesh]:
+        """The shape of `mesh` in the appearance that each element (B, K, D) of `stream` describes.
+
+        Needs no encoder: the voxels of the mesh are kept, and only the second stage is sampled.
+        The mesh may be open, but then its voxels may enclose nothing that could be filled.
+
+        Raises:
+            ValueError: the mesh has no surface.
+            GenerationError: a stage produced nothing usable; the message names it.
+        """
+        resolution = self.models.latent_flow.resolution
+        voxels = voxelize(mesh, resolution)
+        at = Coordinates(voxels.at.coords.to(self.device), 1)
+        if self.config.fill_cavities and voxels.open_edges and not enclosed(at, resolution).any():
+            logger.warning(
+                "the mesh has %d open edges and its voxels enclose nothing: its inside cannot be "
+                "filled, so thick walls may come out hollow",
+                voxels.open_edges,
+            )
+        settings = self.config.latent.override(steps=steps, guidance=guidance)
+        latents = [
+            self.sample_latent(
+                condition, at, settings, torch.Generator().manual_seed(seed + k), progress
+            )
+            for k, condition in enumerate(self._pack(stream).split(1))
+        ]
+        return [as_mesh(self.decode(latent, progress)) for latent in latents]
+
+    def edit(
+        self,
+        stream: TokenStream,
+        original: SparseTensor,
+        *,
+        seed: int,
+        strength: float = 1.0,
+        structure_strength: float | None = None,
+        keep: Region | None = None,
+        progress: Report = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[Mesh]:
+        """An encoded object, sampled again in part under each element (B, K, D) of `stream`.
+
+        Element k draws its noise from `seed + k`.
+
+        Args:
+            stream: tokens of what it shall become.
+            original: from `encode`.
+            seed: of the first element.
+            strength: how much of the schedule is sampled; 0 is the original, 1 starts from noise.
+            structure_strength: the same for the voxels alone; 0 keeps them. `strength` if None.
+            keep: region where voxels and latents stay; see `editing.box`. The surface near its
+                border may move a little, since neighbours are decoded together.
+            progress: called after every step of every stage.
+            steps: of both flow models; the pipeline's own numbers if None.
+            guidance: of both flow models, 0 is off; the pipeline's own if None.
+
+        Raises:
+            ValueError: a strength is not within 0..1, or the region answers with something else.
+            WeightsError: voxels are to be edited, and this pipeline has no encoders.
+            GenerationError: a stage produced nothing usable; the message names it.
+        """
+        both = strength if structure_strength is None else structure_strength
+        latents = [
+            edit_latent(
+                self, condition, original, seed=seed + k, strength=strength,
+                structure_strength=both, keep=keep, progress=progress, steps=steps,
+                guidance=guidance,
+            )
+            for k, condition in enumerate(self._pack(stream).split(1))
+        ]  # fmt: skip
+        return [as_mesh(self.decode(latent, progress)) for latent in latents]
+
+    def generate_mixed(
+        self,
+        streams: Sequence[TokenStream],
+        weights: Sequence[float],
+        *,
+        seed: int,
+        progress: Report = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> list[Asset]:
+        """Meshes under several conditions at once: at each step the weighted mean of velocities.
+
+        Element k mixes element k (B, K, D) of every stream, such as one from a text and one from
+        a picture, and draws its noise from `seed + k`.
+
+        Raises:
+            ValueError: weights do not sum to 1, one is negative, or streams are not as many, or
+                of another batch size.
+            GenerationError: a stage produced nothing usable; the message names it.
+        """
+        conditions = [self._pack(stream).split(1) for stream in streams]
+        if len({len(each) for each in conditions}) != 1:
+            raise ValueError(
+                f"streams to mix need one batch size, got {[len(each) for each in conditions]}"
+            )
+        return [
+            self.generate_one(
+                torch.cat(several), seed=seed + k, progress=progress, steps=steps,
+                guidance=guidance, combine=mixed(weights),
+            )
+            for k, several in enumerate(zip(*conditions, strict=True))
+        ]  # fmt: skip
 
 
 def require_finite(stage: str, x: Tensor) -> Tensor:

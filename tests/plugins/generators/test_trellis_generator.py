@@ -142,9 +142,9 @@ def test_noise_is_drawn_structure_first_from_one_generator_on_the_cpu(trellis, m
     starts = []
     sample = Trellis._sample
 
-    def record(self, stage, denoiser, noise, settings, progress):
+    def record(self, stage, denoiser, noise, *rest):
         starts.append(noise)
-        return sample(self, stage, denoiser, noise, settings, progress)
+        return sample(self, stage, denoiser, noise, *rest)
 
     monkeypatch.setattr(Trellis, "_sample", record)
     trellis.generate(tokens(batch=1), seed=3)

@@ -95,6 +95,29 @@ MODELS = {
         args={**DECODER, "representation_config": {"rank": 2, "dim": 4}},
     ),
 }
+ENCODERS = {
+    "sparse_structure_encoder": ModelFile(
+        name="SparseStructureEncoder",
+        args={
+            "in_channels": 1,
+            "latent_channels": 4,
+            "num_res_blocks": 1,
+            "num_res_blocks_middle": 1,
+            "channels": [4, 8],
+        },
+    ),
+    "slat_encoder": ModelFile(
+        name="ElasticSLatEncoder",
+        args={
+            "resolution": 4,
+            "in_channels": 256,
+            "model_channels": 16,
+            "latent_channels": 4,
+            "num_blocks": 1,
+            "num_heads": 2,
+        },
+    ),
+}
 
 
 def write_pipeline(folder: Path) -> None:
