@@ -195,6 +195,72 @@ def bench(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A registered recipe.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; again, it continues there.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME, NAME:RATIO or NAME?key=value&key=value; the recipe's own if none."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint to start from, file or folder.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the recipe, such as training.batch_size=8."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same run.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; cuda where there is one.")
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(help="Processes that hold one copy together: all if not given, 1 replicates."),
+    ] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    keep_last: Annotated[int, typer.Option(min=1, help="Newest checkpoints that stay.")] = 2,
+    keep_every: Annotated[
+        int, typer.Option(min=0, help="Steps whose multiples stay, with their model; 0 for none.")
+    ] = 0,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 10,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb; tensorboard if installed.")
+    ] = None,
+) -> None:
+    """Train a recipe, on one process or under torchrun; stopped or killed, the same continues."""
+    from modalign.registry import installed
+    from modalign.training.start import planned
+    from modalign.training.start import start as run
+
+    registry = installed()
+    place = usable(device or ("cuda" if _has_cuda() else "cpu"))
+    plan = planned(
+        registry.get("recipes", recipe),
+        registry,
+        output,
+        data=tuple(data or ()),
+        steps=steps,
+        start=start,
+        changes=tuple(change or ()),
+        seed=seed,
+        save_every=save_every,
+        keep_last=keep_last,
+        keep_every=keep_every,
+        log_every=log_every,
+        workers=workers,
+    )
+    done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))
+    if done == plan.steps:
+        typer.echo(f"written to {plan.model}")
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A released folder or file, or one of ours.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file, or folder, to write.")],
@@ -263,6 +329,12 @@ def plugin_check(
                     f"{SINGULAR[kind]} {name!r} breaks the contract: {error}"
                 ) from error
             typer.echo(f"{SINGULAR[kind]} {name}: contract kept")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def usable(device: str) -> str:
