@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -256,7 +257,7 @@ def train(
         workers=workers,
     )
     done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))
-    if done == plan.steps:
+    if done == plan.steps and os.environ.get("RANK", "0") == "0":
         typer.echo(f"written to {plan.model}")
 
 
@@ -357,12 +358,18 @@ def usable(device: str) -> str:
     return device
 
 
+def shown(error: ModalignError) -> str:
+    """The line that says what went wrong, and in which process if torchrun started several."""
+    rank = os.environ.get("RANK", "0")
+    return f"error: {error}" if rank == "0" else f"error in process {rank}: {error}"
+
+
 def main() -> None:
     """Run the command; an error a user can cause is one line, and exit code 2."""
     try:
         app()
     except ModalignError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(shown(error), err=True)
         sys.exit(2)
     except KeyboardInterrupt:  # outside typer's own reach: while it starts or ends
         sys.exit(130)
