@@ -229,6 +229,10 @@ def train(
         int, typer.Option(min=0, help="Steps whose multiples stay, with their model; 0 for none.")
     ] = 0,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 10,
+    evaluate: Annotated[
+        str | None, typer.Option(help="Data, as in --data, whose first 32 samples are watched.")
+    ] = None,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two looks.")] = 1000,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb; tensorboard if installed.")
@@ -254,6 +258,8 @@ def train(
         keep_last=keep_last,
         keep_every=keep_every,
         log_every=log_every,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
         workers=workers,
     )
     done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))

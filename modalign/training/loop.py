@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import time
-from collections.abc import Callable, Mapping, Sequence
-
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -13,16 +9,13 @@ from torch.distributed.fsdp import FSDPModule
 from modalign.errors import TrainingError
 from modalign.pipeline import Pipeline
 from modalign.training.batches import Batches, Step
+from modalign.training.report import Report
 from modalign.training.run import Run, export
 from modalign.training.schedule import learning_rate
 from modalign.training.snapshots import Snapshots
 from modalign.training.spread import casting
 from modalign.training.state import State
-from modalign.training.trackers import Tracker
 from modalign.training.world import StopSignal, World
-
-Evaluation = Callable[[int], Mapping[str, float]]
-"""Numbers by name after a step; every process calls it at the same steps."""
 
 
 def train(
@@ -32,10 +25,9 @@ def train(
     batches: Batches,
     snapshots: Snapshots,
     world: World,
+    report: Report,
     *,
     done: int = 0,
-    trackers: Sequence[Tracker] = (),
-    evaluate: Evaluation | None = None,
 ) -> int:
     """Take the steps after `done`, to the last or until SIGTERM; returns the last one taken.
 
@@ -43,40 +35,27 @@ def train(
         OutputError: a checkpoint or the trained file cannot be written.
         TrainingError: too many steps in a row had no finite gradient.
     """
-    interval, samples_seen, waited, started = 0, 0.0, 0.0, time.perf_counter()
+    config = run.recipe.training
     with StopSignal(world) as stop:
         for step in batches.steps(done + 1, run.steps, run.workers):
             done = step.number
-            rate = learning_rate(done, run.steps, run.recipe.training)
+            rate = learning_rate(done, run.steps, config)
             samples = world.total(torch.full((), float(step.samples), device=world.device))
             state.clear_gradients()
             losses = backward(run, pipeline, step, samples, world)
             norm = state.take(done, rate, samples)
             state.record({**losses, "grad_norm": norm, "samples": samples})
-            for skip in step.skipped:
-                tell(trackers, done, f"sample {skip.identifier} was left out: {skip.reason}")
-            interval, waited = interval + 1, waited + step.waited
+            report.step(step)
+
             stopping = stop.asked()
             last = stopping or done == run.steps
             if last or done % run.log_every == 0:  # only here does anything wait for the device
-                values = state.means()
-                require_progress(state, batches, snapshots, run.recipe.training.max_nonfinite)
-                seconds = time.perf_counter() - started
-                samples_seen = interval * values.get("samples", 0.0)
-                values |= {
-                    "lr": rate,
-                    "skipped_steps": float(state.counts["skipped"]),
-                    "samples_per_second": samples_seen / seconds,
-                    "data_wait": waited / seconds,
-                    "memory_gb": peak_memory(world.device) / 1e9,
-                }
-                for tracker in trackers:
-                    tracker.log(done, values)
-                interval, waited, started = 0, 0.0, time.perf_counter()
-            if evaluate is not None and (last or done % run.evaluate_every == 0):
-                found = {f"eval/{name}": value for name, value in evaluate(done).items()}
-                for tracker in trackers:
-                    tracker.log(done, found)
+                require_finite_gradients(state, batches, snapshots, config.max_nonfinite)
+                skipped = float(state.counts["skipped"])
+                report.row(done, {**state.means(), "lr": rate, "skipped_steps": skipped})
+            if report.evaluates and (last or done % run.evaluate_every == 0):
+                report.evaluation(done, state.exported())
+
             snapshots.check()
             if last or done % run.save_every == 0:
                 if run.keep_every and done % run.keep_every == 0:
@@ -88,7 +67,7 @@ def train(
     if done == run.steps:
         export(run, pipeline, state, world, done, run.model)
     else:
-        tell(trackers, done, "stopped by SIGTERM; the same command continues from here")
+        report.note(done, "stopped by SIGTERM; the same command continues from here")
     return done
 
 
@@ -116,8 +95,14 @@ def backward(
     return dict(zip(sums, totals.unbind(), strict=True))
 
 
-def require_progress(state: State, batches: Batches, snapshots: Snapshots, allowed: int) -> None:
-    """Stop a run whose gradients stay not finite."""
+def require_finite_gradients(
+    state: State, batches: Batches, snapshots: Snapshots, allowed: int
+) -> None:
+    """Stop a run that has left out more than `allowed` steps in a row.
+
+    Raises:
+        TrainingError: names the samples of the last one, and the last good checkpoint.
+    """
     if state.counts["most_in_a_row"] <= allowed:
         return
     step, kept = int(state.counts["last"]), snapshots.steps()
@@ -128,16 +113,3 @@ def require_progress(state: State, batches: Batches, snapshots: Snapshots, allow
         f"with {shown}; the last good checkpoint is "
         f"{snapshots.path(kept[-1]) if kept else 'none'}; lower the rate, or look at these samples"
     )
-
-
-def tell(trackers: Sequence[Tracker], step: int, text: str) -> None:
-    """A note to each."""
-    for tracker in trackers:
-        tracker.note(step, text)
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes: of the GPU if there is one, else of this process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -25,7 +25,10 @@ FREE = ("training.accumulation", "training.compile", "training.gradient_checkpoi
 
 @dataclass(frozen=True)
 class Run:
-    """What one training is. `start` is a checkpoint to start from; None draws fresh weights."""
+    """What one training is. `start` is a checkpoint to start from; None draws fresh weights.
+
+    `evaluate` is the data set, as in `data`, whose first samples are watched; None watches nothing.
+    """
 
     recipe: Recipe
     data: tuple[str, ...]
@@ -37,6 +40,7 @@ class Run:
     keep_last: int = 2
     keep_every: int = 0
     log_every: int = 10
+    evaluate: str | None = None
     evaluate_every: int = 1000
     workers: int = 0
 
@@ -127,7 +131,7 @@ def export(run: Run, pipeline: Pipeline, state: State, world: World, step: int, 
         OutputError: the file cannot be written.
     """
     decays = run.recipe.training.ema_decays
-    tensors = state.whole(decays[0] if decays else None)
+    tensors = state.exported()
     if world.rank == 0:
         told = {"steps": step, "data": list(run.data), "seed": run.seed}
         if decays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,18 @@ from modalign.recipe import Recipe
 from modalign.registry import Registry
 from modalign.specs import Dataset
 from modalign.training.batches import Batches
-from modalign.training.loop import Evaluation, train
+from modalign.training.loop import train
+from modalign.training.report import Report
 from modalign.training.run import Run, continued, seeded
 from modalign.training.snapshots import Snapshots
 from modalign.training.sources import read_value, sources
 from modalign.training.spread import spread
 from modalign.training.state import State
 from modalign.training.trackers import JSONLines, ProgressLine, Tracker, dashboards
+from modalign.training.watching import Watch
 from modalign.training.world import World, joined
+
+WATCHED = 32  # samples of an evaluation on the way: seconds at any size
 
 
 def start(
@@ -37,7 +41,6 @@ def start(
     device: str = "cpu",
     shard: int | None = None,
     track: tuple[str, ...] = (),
-    evaluation: Callable[[Pipeline, World], Evaluation] | None = None,
 ) -> int:
     """Train `run`, from where it was left if its folder has a checkpoint; returns the last step.
 
@@ -54,6 +57,7 @@ def start(
         pipeline = untrained(run, registry, world)
         config = run.recipe.training
         batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
+        watch = watched(run, registry, pipeline) if world.rank == 0 else None
         spread(pipeline, config, world)
         state = State(pipeline, config, world)
         snapshots = Snapshots(
@@ -74,22 +78,20 @@ def start(
             ]
         for tracker in trackers:
             closing.callback(tracker.close)
-            for complaint in complaints:
-                tracker.note(done, complaint)
-            if done:
-                tracker.note(done, f"continues from {snapshots.path(done)}")
-        evaluate = evaluation(pipeline, world) if evaluation else None
-        return train(
-            run,
-            pipeline,
-            state,
-            batches,
-            snapshots,
-            world,
-            done=done,
-            trackers=trackers,
-            evaluate=evaluate,
-        )
+        report = Report(world.device, trackers, watch, evaluates=run.evaluate is not None)
+        for complaint in complaints:
+            report.note(done, complaint)
+        if done:
+            report.note(done, f"continues from {snapshots.path(done)}")
+        return train(run, pipeline, state, batches, snapshots, world, report, done=done)
+
+
+def watched(run: Run, registry: Registry, pipeline: Pipeline) -> Watch | None:
+    """The evaluation that `run.evaluate` asks for."""
+    if run.evaluate is None:
+        return None
+    ((dataset, _),) = sources((run.evaluate,), registry)
+    return Watch(pipeline, [dataset.example(index) for index in range(WATCHED)])
 
 
 def untrained(run: Run, registry: Registry, world: World) -> Pipeline:
@@ -144,6 +146,8 @@ def planned(
             f"{', '.join(sorted(registry.catalogue.datasets)) or 'none is installed'}"
         )
     mixture = sources(data, registry)
+    if options.get("evaluate") is not None:
+        sources((options["evaluate"],), registry)  # refused now rather than after a build
     if start is None and config.starts_from is not None:
         before = registry.get("recipes", config.starts_from)
         if before.checkpoint is None:

@@ -127,6 +127,10 @@ class State:
         parts = self.world.mesh["shard"].size()
         return min(self.world.place("shard") * -(-parameter.shape[0] // parts), parameter.shape[0])
 
+    def exported(self) -> dict[str, Tensor]:
+        """What a run exports: the first average, or the weights where the recipe averages none."""
+        return self.whole(next(iter(self.averages), None))
+
     def whole(self, decay: float | None = None) -> dict[str, Tensor]:
         """The trained tensors, or an average of them, whole and on the CPU, on every process."""
         source = self.weights if decay is None else self.averages[decay].tensors

@@ -111,7 +111,7 @@ class ProgressLine:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the newest numbers."""
         names = [name for name in values if name.startswith("loss")]
-        names += [name for name in self.SHOWN if name in values]
+        names += [name for name in values if name in self.SHOWN or name.startswith("eval/")]
         told = "  ".join(f"{name} {values[name]:.4g}" for name in names)
         self._bars.update(self._task, completed=step, told=told)
         if not self.console.is_terminal:
