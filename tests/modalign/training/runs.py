@@ -37,7 +37,7 @@ RECIPE = stubs.RECIPE.derive(
         "warmup": 0.2,
         "ema_decay": (0.9, 0.5),
         "data": ("pairs",),
-    }
+    },
 )
 TOLD = ("loss", "loss_cls", "loss_patches", "grad_norm", "samples", "lr", "skipped_steps")
 servers = multiprocessing.get_context("forkserver")

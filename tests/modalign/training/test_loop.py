@@ -125,6 +125,7 @@ def test_the_exported_file_is_the_first_average_and_describes_itself(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
 def test_compiled_blocks_compute_the_same_losses(pipeline: Any) -> None:
     """A compiler may order sums otherwise: to 1e-5."""
     stream = Stream([(runs.Pairs(), 1.0)], seed=0)
