@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OutputError,
         PromptError,
         RegistryError,
+        TrainingError,
         WeightsError,
     )
     from modalign.hookspecs import hookimpl
@@ -60,6 +61,7 @@ _HOMES = {
         "OutputError",
         "PromptError",
         "RegistryError",
+        "TrainingError",
         "WeightsError",
     ),
     "hookspecs": ("hookimpl",),
@@ -121,6 +123,7 @@ __all__ = [
     "TokenStream",
     "TokenStreamSpec",
     "TrainingConfig",
+    "TrainingError",
     "VLMOutput",
     "VLMSpec",
     "WeightsError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,6 +96,23 @@ class Run:
                 f"{self.folder} holds another run: {'; '.join(differences)}; use another --output, "
                 "or the command it was started with"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process trains into the folder. A process that dies lets go of it.
+
+        Raises:
+            ModalignError: another one does.
+        """
+        with (self.folder / "run.lock").open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ModalignError(
+                    f"{self.folder} is being trained by another process; wait for it, or use "
+                    "another --output"
+                ) from error
+            yield
 
 
 def continued(snapshots: Snapshots, state: State, world: World) -> tuple[int, list[str]]:

@@ -54,6 +54,7 @@ def start(
     with joined(device, shard) as world, ExitStack() as closing:
         if world.rank == 0:
             run.claim()
+            closing.enter_context(run.locked())
         pipeline = untrained(run, registry, world)
         config = run.recipe.training
         batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)

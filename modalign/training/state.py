@@ -96,7 +96,9 @@ class State:
         names = [name for name in self.sums if name != "steps"]
         steps, *values = torch.stack([self.sums[name] for name in ("steps", *names)]).tolist()
         self.sums = {}
-        return {name: value / max(steps, 1) for name, value in zip(names, values, strict=True)}
+        if not steps:  # all of them were left out
+            return {}
+        return {name: value / steps for name, value in zip(names, values, strict=True)}
 
     def pieces(self) -> dict[str, Piece]:
         """Every tensor by name, with its place in the whole; restored by `copy_` into them."""

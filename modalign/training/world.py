@@ -14,8 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.torch_version import TorchVersion
 
 from modalign.errors import ModalignError
+
+FIRST_CPU_TORCH = "2.13"  # measured: fully_shard on CPUs fails with 2.6; between, it is untested
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def joined(device: str, shard: int | None = None) -> Iterator[World]:
         yield World(device=torch.device(device))
         return
     place = torch.device(device)
+    if place.type == "cpu" and TorchVersion(torch.__version__) < FIRST_CPU_TORCH:
+        raise ModalignError(
+            f"several processes on CPUs need torch {FIRST_CPU_TORCH} or newer, this is "
+            f"{torch.__version__}; use one process, or GPUs"
+        )
     if place.type == "cuda":
         local = int(os.environ.get("LOCAL_RANK", 0))
         if local >= torch.cuda.device_count():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,18 @@ def test_fields_are_set_by_dotted_name() -> None:
     ]:
         with pytest.raises(ModalignError, match=expected):
             changed(runs.RECIPE, [change])
+
+
+def test_two_runs_never_write_one_folder(tmp_path: Path) -> None:
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); "
+        "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ModalignError, match="is being trained by another process"):
+            runs.run(tmp_path)
+        other.communicate(b"")
+    assert runs.run(tmp_path) == 9

@@ -107,6 +107,44 @@ def test_replicas_and_shards_compute_the_same(
     require_close(folder, untouched[1])
 
 
+@pytest.mark.slow
+def test_a_process_without_a_sample_takes_part(tmp_path: Path) -> None:
+    """Of two slots per step every sixth is damaged: one process then has none."""
+    for size in (1, 2):
+        data = {"batch_size": 2, "data": ("pairs?bad=6",)}
+        assert runs.launch(tmp_path / f"run-{size}", data, size=size) == [0] * size
+    one, two = (runs.rows(tmp_path / f"run-{size}") for size in (1, 2))
+    assert {row["samples"] for row in two} == {1.5, 2.0, 1.0}
+    for first, second in zip(one, two, strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_a_step_without_any_sample_is_left_out(tmp_path: Path) -> None:
+    runs.run(tmp_path / "run", {"batch_size": 1, "data": ("pairs?bad=6",)})
+    assert [row["skipped_steps"] for row in runs.rows(tmp_path / "run")] == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert runs.launch(folder, size=2, death=("asked to stop", 4)) == [0, 0], runs.said(folder)
+    assert (folder / "checkpoints" / "step-00000005").is_dir()
+    assert runs.launch(folder, size=2) == [0, 0]
+    assert runs.launch(tmp_path / "untouched", size=2) == [0, 0]
+    trained = runs.weights(tmp_path / "untouched")
+    assert all(torch.equal(t, trained[name]) for name, t in runs.weights(folder).items())
+
+
+@pytest.mark.slow
+def test_sharded_bfloat16_keeps_float32_weights_and_continues(tmp_path: Path) -> None:
+    half = {"precision": "bfloat16"}
+    for death in (("before the update", 5), None):
+        runs.launch(tmp_path / "run", half, size=2, death=death)
+    assert runs.launch(tmp_path / "untouched", half, size=2) == [0, 0]
+    assert runs.same(tmp_path / "run", tmp_path / "untouched")
+    assert {tensor.dtype for tensor in runs.weights(tmp_path / "run").values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("damage", ["a bit", "half a file", "the manifest"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     tmp_path: Path, untouched: dict[int, Path], damage: str
