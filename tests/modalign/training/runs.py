@@ -41,7 +41,14 @@ RECIPE = stubs.RECIPE.derive(
 )
 TOLD = ("loss", "loss_cls", "loss_patches", "grad_norm", "samples", "lr", "skipped_steps")
 servers = multiprocessing.get_context("forkserver")
-servers.set_forkserver_preload(["tests.modalign.training.runs"])
+servers.set_forkserver_preload(
+    [
+        "tests.modalign.training.runs",
+        "torch.distributed.fsdp",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+    ]
+)
 
 
 class Pairs:
