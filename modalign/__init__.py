@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PromptError,
         RegistryError,
         SampleError,
+        TrainingError,
         WeightsError,
     )
     from modalign.hookspecs import hookimpl
@@ -62,6 +63,7 @@ _HOMES = {
         "PromptError",
         "RegistryError",
         "SampleError",
+        "TrainingError",
         "WeightsError",
     ),
     "hookspecs": ("hookimpl",),
@@ -126,6 +128,7 @@ __all__ = [
     "TokenStream",
     "TokenStreamSpec",
     "TrainingConfig",
+    "TrainingError",
     "VLMOutput",
     "VLMSpec",
     "WeightsError",

@@ -109,7 +109,7 @@ def from_pretrained(
         path = downloaded(named, named, [WEIGHTS_NAME], revision)
     elif revision is not None:
         raise WeightsError(f"revision {revision!r} was given, but {path} is no repository")
-    path = _file(path)
+    path = weights_file(path)
     pipeline = build(
         recipe_of(path),
         weights=path,
@@ -352,7 +352,7 @@ def _decoder(
     return show
 
 
-def _file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
     """The weights file: `path`, or the one in the folder `path`."""
     from modalign.checkpoint import WEIGHTS_NAME
 
@@ -400,7 +400,7 @@ def _checked_encoder(
 
 def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:
     if weights != "pretrained":
-        path = _file(Path(weights))
+        path = weights_file(Path(weights))
         if not path.is_file():
             raise WeightsError(
                 f"no checkpoint at {path}; give a .safetensors file of this recipe, or "
@@ -412,6 +412,16 @@ def _checkpoint(recipe: Recipe, weights: str | Path) -> Path:
             f"no trained weights are published for recipe {recipe.name!r}; train them, pass the "
             "path of a checkpoint, or weights='random' to look at the network"
         )
+    return shipped(recipe)
+
+
+def shipped(recipe: Recipe) -> Path:
+    """The weights that come with `recipe`, which must name some.
+
+    Raises:
+        WeightsError: they are missing from this installation.
+    """
+    assert recipe.checkpoint is not None
     package, _, name = recipe.checkpoint.partition("/")
     path = Path(str(resources.files(package) / name))
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -233,6 +234,78 @@ def bench(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A registered recipe.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; again, it continues there.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME, NAME:RATIO or NAME?key=value&key=value; the recipe's own if none."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint to start from, file or folder.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the recipe, such as training.batch_size=8."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same run.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; cuda where there is one.")
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(help="Processes that hold one copy together: all if not given, 1 replicates."),
+    ] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    keep_last: Annotated[int, typer.Option(min=1, help="Newest checkpoints that stay.")] = 2,
+    keep_every: Annotated[
+        int, typer.Option(min=0, help="Steps whose multiples stay, with their model; 0 for none.")
+    ] = 0,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of the log.")] = 10,
+    evaluate: Annotated[
+        str | None, typer.Option(help="Data, as in --data, whose first 32 samples are watched.")
+    ] = None,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two looks.")] = 1000,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard or wandb; tensorboard if installed.")
+    ] = None,
+) -> None:
+    """Train a recipe, on one process or under torchrun; stopped or killed, the same continues."""
+    from modalign.registry import installed
+    from modalign.training.start import planned
+    from modalign.training.start import start as run
+
+    registry = installed()
+    place = usable(device or ("cuda" if _has_cuda() else "cpu"))
+    plan = planned(
+        registry.get("recipes", recipe),
+        registry,
+        output,
+        data=tuple(data or ()),
+        steps=steps,
+        start=start,
+        changes=tuple(change or ()),
+        seed=seed,
+        save_every=save_every,
+        keep_last=keep_last,
+        keep_every=keep_every,
+        log_every=log_every,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        workers=workers,
+    )
+    done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))
+    if done == plan.steps and os.environ.get("RANK", "0") == "0":
+        typer.echo(f"written to {plan.model}")
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A released folder or file, or one of ours.")],
     target: Annotated[Path, typer.Argument(help="The .safetensors file, or folder, to write.")],
@@ -373,6 +446,12 @@ def plugin_check(
             typer.echo(f"{SINGULAR[kind]} {name}: contract kept")
 
 
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def usable(device: str) -> str:
     """`device`, if this torch can use it.
 
@@ -393,12 +472,18 @@ def usable(device: str) -> str:
     return device
 
 
+def shown(error: ModalignError) -> str:
+    """The line that says what went wrong, and in which process if torchrun started several."""
+    rank = os.environ.get("RANK", "0")
+    return f"error: {error}" if rank == "0" else f"error in process {rank}: {error}"
+
+
 def main() -> None:
     """Run the command; an error a user can cause is one line, and exit code 2."""
     try:
         app()
     except ModalignError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(shown(error), err=True)
         sys.exit(2)
     except KeyboardInterrupt:  # outside typer's own reach: while it starts or ends
         sys.exit(130)

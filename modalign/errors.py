@@ -46,6 +46,10 @@ class OutputError(ModalignError):
     """A result that cannot be written where the user asked."""
 
 
+class TrainingError(ModalignError):
+    """A training that cannot go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the closest known names and lists all of them."""
     names = sorted(known)

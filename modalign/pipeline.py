@@ -83,18 +83,23 @@ class Pipeline(nn.Module):
             "image": self.parts.encoder.prepare(images),
         }
 
-    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> dict[str, Tensor]:
         """Losses of one batch by name; "loss" is the one to minimise.
 
-        A batch may carry "target", a stream that was encoded earlier, instead of "image". It may
-        hold several targets per prompt, those of the first prompt first: each gets its own time
-        and noise, while the VLM reads a prompt once.
+        A batch may carry "target", a stream that was encoded earlier, instead of "image", or beside
+        it: those of "target" then come first. It may hold several targets per prompt, those of the
+        first prompt first: each gets its own time and noise, while the VLM reads a prompt once.
+        `generator` may be one per target.
         """
-        if "target" in batch:
-            target = batch["target"]
-        else:
-            target = self.parts.encoder.encode(batch["image"])
-        target = {name: tokens.to(self.device) for name, tokens in target.items()}
+        streams = [batch["target"]] if "target" in batch else []
+        if "image" in batch:
+            streams.append(self.parts.encoder.encode(batch["image"]))
+        target = {
+            name: torch.cat([stream[name].to(self.device) for stream in streams])
+            for name in self.stream.names
+        }
         self.stream.check(target)
         output = self._read(batch["prompt"])
         prompts, targets = len(output.hidden), len(target[self.stream.names[0]])
@@ -257,11 +262,17 @@ class Pipeline(nn.Module):
         return assets
 
     def save(
-        self, path: str | PathLike[str], *, dtype: torch.dtype | None = None, **extra: Any
+        self,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        **extra: Any,
     ) -> None:
         """Write one self-contained file: what is trained, and all that describes it.
 
-        Trained tensors are stored in `dtype`, or as they are if None.
+        Trained tensors are stored in `dtype`, or as they are if None. `tensors`, such as an
+        average of them, take the place of `trainable()`.
 
         The header holds the recipe, the stream's layout, sources and licences of all parts, the
         prompt's template, preprocessing, null condition, and a fingerprint of the encoder, by which
@@ -279,7 +290,7 @@ class Pipeline(nn.Module):
         with self._head_loaded():
             trained = {
                 name: tensor.detach().to(dtype or tensor.dtype)
-                for name, tensor in self.trainable().items()
+                for name, tensor in (tensors or self.trainable()).items()
             }
             save_checkpoint(
                 path, {**trained, **self.frozen_tensors}, self.recipe, self.stream, about

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Decay = Annotated[float, Field(gt=0, lt=1)]
+
 
 class Frozen(BaseModel):
     """Immutable, and strict about names: a misspelt field is an error, not a default."""
@@ -126,17 +128,53 @@ class SamplerConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """Numbers of one training stage. Rates are per step, `warmup` a share of all steps."""
+    """Numbers of one training stage. Rates are per step, `warmup` a share of all steps.
+
+    `batch_size` is global; `accumulation` cuts each process's share into that many pieces.
+    `steps` None takes as many as `epochs` over the data are. `ema_decay` names one average of the
+    weights, or several; the first is what a run exports. `data` are data sets as `modalign train
+    --data` takes them, with mixing ratios: a second stage keeps some of the first one's against
+    forgetting. `starts_from` is the recipe of the stage before.
+
+    Weights, moments, losses and norms are float32 under every `precision`. "bfloat16" computes
+    in it; "float8" also the products inside blocks, and needs torchao and a GPU that has it.
+    `compile` compiles block by block; `gradient_checkpointing` recomputes blocks instead of keeping
+    what they computed. More than `max_nonfinite` steps in a row whose gradient is not finite end
+    the run.
+    """
 
     lr: float = Field(default=2.8e-4, gt=0)
     min_lr: float = Field(default=1e-5, ge=0)
     warmup: float = Field(default=0.003, ge=0, lt=1)
     epochs: int = Field(default=1, gt=0)
+    steps: int | None = Field(default=None, gt=0)
     batch_size: int = Field(default=2048, gt=0)
+    accumulation: int = Field(default=1, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float | None = Field(default=1.0, gt=0)
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    ema_decay: Decay | tuple[Decay, ...] | None = None
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    max_nonfinite: int = Field(default=10, ge=0)
+    data: tuple[str, ...] = ()
+    starts_from: str | None = None
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """Every decay that is averaged with, the exported one first."""
+        if self.ema_decay is None:
+            return ()
+        return self.ema_decay if isinstance(self.ema_decay, tuple) else (self.ema_decay,)
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> Self:
+        if len({*self.ema_decays}) < len(self.ema_decays):
+            raise ValueError(f"ema_decay names a decay twice: {self.ema_decays}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) must not be above lr ({self.lr})")
+        return self
 
 
 class Recipe(Frozen):

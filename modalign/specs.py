@@ -170,9 +170,12 @@ class Objective(Protocol):
         target: TokenStream,
         *,
         lm_loss: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> dict[str, Tensor]:
-        """Scalar losses by name; the one called "loss" is minimised."""
+        """Scalar losses by name; the one called "loss" is minimised.
+
+        With one generator per element, what is drawn for it depends on its own alone.
+        """
         ...
 
 

@@ -35,6 +35,7 @@ ROWS = [
     {"training", "evaluation"},
     {"files", "terminal"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
 

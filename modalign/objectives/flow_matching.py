@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,23 +55,50 @@ class FlowMatching:
         target: TokenStream,
         *,
         lm_loss: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> dict[str, Tensor]:
         """Losses as `losses` has them, at random times, of randomly dropped conditions.
 
         Draws from `generator` times, drops, then noise in the order of groups, each for the whole
         batch and on the generator's device: with one on the CPU they are the same everywhere.
-        `lm_loss` is not used, the VLM is frozen.
+        Of several generators each draws the same for its own element alone, which then depends
+        neither on the batch around it nor on its place. `lm_loss` is not used, the VLM is frozen.
+
+        Raises:
+            ValueError: the number of generators is not B.
         """
-        batch, device = len(condition), None if generator is None else generator.device
-        t = draw_times(self.flow, batch, generator).to(condition.device)
-        kept = torch.rand(batch, generator=generator, device=device) >= self.condition_dropout
+        if isinstance(generator, Sequence):
+            if len(generator) != len(condition):
+                raise ValueError(
+                    f"a batch of {len(condition)} needs one generator per element, got "
+                    f"{len(generator)}"
+                )
+            drawn = [self._draw(1, one) for one in generator]
+        else:
+            drawn = [self._draw(len(condition), generator)]
+        times, keeps, noises = zip(*drawn, strict=True)
+        t, kept = (torch.cat(parts).to(condition.device) for parts in (times, keeps))
         noise = {
-            name: torch.randn(tokens.shape, generator=generator, device=device).to(tokens.device)
+            name: torch.cat([stream[name] for stream in noises]).to(tokens.device)
             for name, tokens in target.items()
         }
-        kept = kept.to(condition.device, condition.dtype)
-        return self.losses(head, condition * kept[:, None, None], target, noise=noise, t=t)
+        condition = condition * kept.to(condition.dtype)[:, None, None]
+        return self.losses(head, condition, target, noise=noise, t=t)
+
+    def _draw(
+        self, batch: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, TokenStream]:
+        """Times (B,), whether conditions are kept (B,), and noise (B, K, D), in this order."""
+        device = None if generator is None else generator.device
+        t = draw_times(self.flow, batch, generator)
+        kept = torch.rand(batch, generator=generator, device=device) >= self.condition_dropout
+        noise = {
+            group.name: torch.randn(
+                batch, group.num_tokens, group.dim, generator=generator, device=device
+            )
+            for group in self.stream.groups
+        }
+        return t, kept, noise
 
     def losses(
         self,

@@ -28,7 +28,9 @@ GAP3D = Recipe(
     # Released run_combined.py; its tokens go to the generator as they were sampled.
     sampler=SamplerConfig(steps=50, guidance=3.0, integer_time=True, project=False),
     # Released training command; the paper leaves the numbers open.
-    training=TrainingConfig(lr=2.8e-4, min_lr=1e-5, warmup=0.003, epochs=3, batch_size=2048),
+    training=TrainingConfig(
+        lr=2.8e-4, min_lr=1e-5, warmup=0.003, epochs=3, batch_size=2048, precision="bfloat16"
+    ),
     num_soft_tokens=64,
     summary="Text to 3-D: soft tokens of Qwen2.5-VL drive TRELLIS through DINOv2 tokens",
     reference="arXiv:2605.28995",
@@ -38,7 +40,14 @@ GAP3D_FINETUNE = GAP3D.derive(
     name="gap3d-finetune",
     # Stage 2, from a stage-1 checkpoint; its DeepSpeed configuration does not clip gradients.
     training=TrainingConfig(
-        lr=5.6e-4, min_lr=0.0, warmup=0.003, epochs=1000, batch_size=2048, grad_clip=None
+        lr=5.6e-4,
+        min_lr=0.0,
+        warmup=0.003,
+        epochs=1000,
+        batch_size=2048,
+        grad_clip=None,
+        precision="bfloat16",
+        starts_from="gap3d",
     ),
     summary="GAP3D's second stage: renders of 3-D assets",
 )

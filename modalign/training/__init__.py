@@ -1,1 +1,1 @@
-"""The training loop."""
+"""Training: one loop for one process or many, that survives being killed at any moment."""

@@ -21,11 +21,17 @@ class EMA:
         self.tensors = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def update(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the values after a step; the same names as at the start."""
+    def update(self, tensors: Mapping[str, Tensor], step: int | None = None) -> None:
+        """Take the values after a step; the same names as at the start.
+
+        With the number of the step, from 1, the memory is shorter at first, (1 + n) / (10 + n) at
+        most, so that a short run is not its own start. Source: the `num_updates` of TensorFlow's
+        ExponentialMovingAverage.
+        """
+        decay = self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
         averages = [self.tensors[name] for name in tensors]
         values = [tensor.detach().float() for tensor in tensors.values()]
-        torch._foreach_lerp_(averages, values, 1 - self.decay)
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager
     def applied(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

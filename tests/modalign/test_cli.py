@@ -28,6 +28,7 @@ from modalign import (
 from modalign.conversion import empty_head
 from modalign.models.released import to_released
 from tests.modalign import stubs
+from tests.modalign.training import runs
 
 Outcome = tuple[int, str, str]
 Command = Callable[..., Outcome]
@@ -564,3 +565,73 @@ def test_the_command_refuses_in_a_process_of_its_own(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: the prompt is empty; describe what to make\n"
+
+
+@pytest.fixture
+def trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modalign.registry.installed", runs.registry)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("trains")
+def test_train_writes_a_model_that_generates(command: Command) -> None:
+    options = ("--output", "run", "--steps", 3, "--data", "pairs?bad=0", "--log-every", 1)
+    assert command("train", "stub", *options)[:2] == (0, "written to run/model.safetensors\n")
+    again = command("train", "stub", *options)
+    assert again[:2] == (0, "written to run/model.safetensors\n")  # nothing was left to do
+    assert len(runs.rows(Path("run"))) == 3
+    made = command("generate", "a mug", "--recipe", "stub", "--checkpoint", "run", "-o", "m.glb")
+    assert made[0] == 0
+
+
+@pytest.mark.usefixtures("trains")
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--data", "pears"], ("'pears'", "Did you mean 'pairs'?")),
+        (["--data", "pairs:0"], ("mixing ratio 0",)),
+        (["--data", "pairs?nonsense=1"], ("refuses {'nonsense': 1}",)),
+        (["--from", "nowhere.safetensors"], ("no checkpoint at nowhere.safetensors",)),
+        (["--set", "training.lr=fast"], ("training.lr", "valid number")),
+        (["--shard", "3"], ("--shard 3 does not divide the 1 processes",)),
+        (["--device", "abacus"], ("device 'abacus' is not available",)),
+        (["--evaluate", "pears"], ("'pears'",)),
+    ],
+)
+def test_train_refuses_what_cannot_be_trained(
+    command: Command, arguments: list[str], parts: tuple[str, ...]
+) -> None:
+    refused(command("train", "stub", "--output", "run", *arguments), *parts)
+
+
+@pytest.mark.usefixtures("trains")
+def test_train_refuses_the_folder_of_another_run(command: Command) -> None:
+    assert command("train", "stub", "--output", "run")[0] == 0
+    code, out, err = command("train", "stub", "--output", "run", "--set", "training.lr=0.5")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: run holds another run: training.lr is 0.01 there, 0.5 here;")
+
+
+@pytest.mark.usefixtures("trains")
+def test_train_refuses_a_recipe_without_data_or_end(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = runs.RECIPE.derive(training={"steps": None, "data": ()})
+    monkeypatch.setattr("modalign.registry.installed", lambda: runs.registry(endless))
+    refused(command("train", "stub", "--output", "run"), "names no data", "one of: pairs")
+    refused(command("train", "stub", "--output", "run", "--data", "pairs"), "--steps N")
+
+
+def test_a_second_stage_asks_for_the_first(command: Command) -> None:
+    refused(
+        command("train", "gap3d-finetune", "--data", "toybox", "--steps", 1, "--output", "run"),
+        "'gap3d-finetune' continues what 'gap3d' has trained",
+        "--from FILE",
+    )
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "modalign", "--version"], capture_output=True, text=True, timeout=600
+    )
+    assert (done.returncode, done.stdout) == (0, f"modalign {__version__}\n")

@@ -161,6 +161,43 @@ def test_a_generator_repeats_the_losses() -> None:
     assert not first.equal(other)
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_an_element_with_its_own_generator_depends_on_nothing_around_it() -> None:
+    """Noise, time and drop of element 3 are the same alone, and at another place of the batch."""
+    x_1, seen = stream(0), []
+
+    def head(x_t: TokenStream, t: Tensor, condition: Tensor) -> TokenStream:
+        seen.append((x_t, t, condition))
+        return x_t
+
+    objective = FlowMatching(SPEC, condition_dropout=0.5)
+    for order in ([0, 1, 2, 3, 4], [3], [4, 3, 0]):
+        picked = {name: tokens[order] for name, tokens in x_1.items()}
+        objective(head, CONDITION[order], picked, generator=generators(*order))
+        place = order.index(3)
+        x_t, t, condition = seen[-1]
+        first = seen[0]
+        assert all(torch.equal(x_t[name][place], first[0][name][3]) for name in x_t)
+        assert torch.equal(t[place], first[1][3])
+        assert torch.equal(condition[place], first[2][3])
+
+
+def test_one_generator_of_one_element_draws_what_it_draws_for_a_batch_of_one() -> None:
+    one = {name: tokens[:1] for name, tokens in stream(0).items()}
+    objective = FlowMatching(SPEC)
+    single = objective(zeros, CONDITION[:1], one, generator=generators(7)[0])
+    listed = objective(zeros, CONDITION[:1], one, generator=generators(7))
+    assert single["loss"].equal(listed["loss"])
+
+
+def test_generators_must_be_as_many_as_elements() -> None:
+    with pytest.raises(ValueError, match="batch of 5 needs one generator per element, got 2"):
+        FlowMatching(SPEC)(zeros, CONDITION, stream(0), generator=generators(0, 1))
+
+
 def test_the_objective_is_found_by_name_and_built_from_a_recipe() -> None:
     import modalign.objectives.flow_matching as plugin
 

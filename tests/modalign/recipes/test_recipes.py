@@ -34,4 +34,7 @@ def test_the_second_stage_changes_training_only() -> None:
     first, second = gap3d.GAP3D.model_dump(), gap3d.GAP3D_FINETUNE.model_dump()
     changed = {field for field in first if first[field] != second[field]}
     assert changed == {"name", "summary", "training"}
-    assert gap3d.GAP3D_FINETUNE.training.grad_clip is None
+    stage = gap3d.GAP3D_FINETUNE.training
+    assert (stage.lr, stage.min_lr, stage.grad_clip, stage.warmup) == (5.6e-4, 0.0, None, 0.003)
+    assert (stage.epochs, stage.batch_size, stage.starts_from) == (1000, 2048, "gap3d")
+    assert stage.precision == gap3d.GAP3D.training.precision == "bfloat16"

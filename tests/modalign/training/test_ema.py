@@ -42,3 +42,12 @@ def test_applied_lends_the_average_and_returns_the_weights_even_after_an_error()
     assert seen == [1, 1]
     assert weight.tolist() == [3, 3]
     assert ema.tensors["w"].tolist() == [1, 1]
+
+
+def test_the_memory_is_short_at_first() -> None:
+    """Decays 2/11, 3/12 and then the own one; from 0 towards 1, by algebra."""
+    average = EMA({"x": torch.zeros(1)}, decay=0.25)
+    for step in (1, 2, 3):
+        average.update({"x": torch.ones(1)}, step)
+    expected = 1 - 2 / 11 * 3 / 12 * 0.25
+    torch.testing.assert_close(average.tensors["x"], torch.tensor([expected]))

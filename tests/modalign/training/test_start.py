@@ -1,0 +1,94 @@
+"""How a run starts, and what keeps it from starting."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modalign import build
+from modalign.errors import ModalignError, OutputError, WeightsError
+from modalign.training.run import seeded
+from modalign.training.start import changed, number_of_steps, untrained
+from modalign.training.world import World
+from tests.modalign import stubs
+from tests.modalign.training import runs
+
+
+def test_what_a_start_draws_follows_from_the_seed_and_leaves_the_global_state() -> None:
+    before = torch.random.get_rng_state()
+    with seeded(3):
+        first = torch.randn(4)
+    with seeded(3):
+        again = torch.randn(4)
+    assert torch.equal(first, again)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_folder_of_another_run_is_refused_field_by_field(tmp_path: Path) -> None:
+    runs.plan(tmp_path).claim()
+    runs.plan(tmp_path, {"accumulation": 2, "compile": True}).claim()  # the same run, elsewhere
+    expected = "seed is 0 there, 1 here; steps is 9 there, 4 here"
+    with pytest.raises(ModalignError, match=f"training.lr is 0.01 there, 0.02 here; {expected}"):
+        runs.plan(tmp_path, {"lr": 0.02}, seed=1, steps=4).claim()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write into .*file/run: Not a directory"):
+        runs.plan(tmp_path / "file" / "run").claim()
+
+
+def test_a_run_starts_from_a_file(tmp_path: Path) -> None:
+    file = stubs.checkpoint(tmp_path / "stub.safetensors")
+    found = {}
+    for start in (None, file):
+        asked = runs.plan(tmp_path / "run", start=start)
+        found[start] = untrained(asked, runs.registry(asked.recipe), World())
+    stored = build("stub", weights=file, registry=stubs.registry())
+    assert torch.equal(found[file].soft_tokens, stored.soft_tokens)
+    assert not torch.equal(found[None].soft_tokens, stored.soft_tokens)
+    with pytest.raises(WeightsError, match="no checkpoint at .*none.safetensors to start from"):
+        runs.plan(tmp_path / "run", start=tmp_path / "none.safetensors")
+
+
+def test_the_length_of_a_run_is_said_or_follows_from_the_data() -> None:
+    class Sized(runs.Pairs):
+        def __len__(self) -> int:
+            return 20
+
+    recipe = runs.RECIPE.derive(training={"steps": None, "epochs": 3})
+    assert number_of_steps(recipe, [(Sized(), 1.0)]) == 3 * 20 // 8
+    with pytest.raises(ModalignError, match="no end; say how long: --steps N"):
+        number_of_steps(recipe, [(runs.Pairs(), 1.0)])
+
+
+def test_fields_are_set_by_dotted_name() -> None:
+    recipe = changed(runs.RECIPE, ["training.lr=0.5", "training.data=[]", "summary=mine"])
+    assert (recipe.training.lr, recipe.training.data, recipe.summary) == (0.5, (), "mine")
+    for change, expected in [
+        ("training.lrr=1", "training.lrr: Extra inputs"),
+        ("training.lr=-1", "training.lr: Input should be greater than 0"),
+        ("name.x=1", "write field=value"),
+        ("training.lr", "write field=value"),
+    ]:
+        with pytest.raises(ModalignError, match=expected):
+            changed(runs.RECIPE, [change])
+
+
+def test_two_runs_never_write_one_folder(tmp_path: Path) -> None:
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); "
+        "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ModalignError, match="is being trained by another process"):
+            runs.run(tmp_path)
+        other.communicate(b"")
+    assert runs.run(tmp_path) == 9
