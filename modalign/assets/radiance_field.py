@@ -5,6 +5,7 @@ Legend: N voxels, R rank, D samples per axis.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ class RadianceField:
         if len(self) == 0:
             raise ValueError(f"cannot save {path.name!r}: the radiance field has no voxels")
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
-        write_whole(path, save(tensors, {"kind": KIND, "resolution": str(self.resolution)}))
+        # One entry: of several, safetensors would shuffle the order, and equal fields differ.
+        write_whole(path, save(tensors, {KIND: json.dumps({"resolution": self.resolution})}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RadianceField:
@@ -124,12 +126,12 @@ class RadianceField:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("kind") != KIND or set(file.keys()) != set(TENSORS):
+                if KIND not in header or set(file.keys()) != set(TENSORS):
                     raise ValueError(f"{path.name} holds no radiance field of modalign")
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
         except SafetensorError as error:
             raise ValueError(f"{path.name} is damaged or no safetensors file: {error}") from error
-        return cls(**tensors, resolution=int(header["resolution"]))
+        return cls(**tensors, resolution=json.loads(header[KIND])["resolution"])
 
     def view(self, camera: Camera, size: int) -> tuple[Tensor, Tensor]:
         """A picture on black (size, size, 3) and its cover (size, size), both differentiable.
