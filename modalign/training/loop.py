@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from modalign.errors import TrainingError
+from modalign.errors import OutputError, TrainingError
 from modalign.pipeline import Pipeline
 from modalign.training.batches import Batches, Step
 from modalign.training.report import Report
@@ -105,6 +107,8 @@ def require_finite_gradients(
     """
     if state.counts["most_in_a_row"] <= allowed:
         return
+    with suppress(OutputError):  # then an older one is the last
+        snapshots.finish()
     step, kept = int(state.counts["last"]), snapshots.steps()
     named = batches.identifiers(step)
     shown = ", ".join(named[:8]) + (f" and {len(named) - 8} more" if len(named) > 8 else "")

@@ -81,9 +81,14 @@ def plan(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any)
 
 
 def run(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> int:
-    """In this process."""
-    asked = plan(folder, changes, **options)
-    return start(asked, registry(asked.recipe))
+    """In this process, on one thread as in `process`: the order of sums depends on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        asked = plan(folder, changes, **options)
+        return start(asked, registry(asked.recipe))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def die(*arguments: Any, **options: Any) -> None:
