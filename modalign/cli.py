@@ -385,6 +385,37 @@ def encode(
     typer.echo(said)
 
 
+@app.command()
+def render(
+    folder: Annotated[Path, typer.Argument(help="Of .glb, .obj and .ply, in sub-folders too.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the pictures; continued if there.")
+    ],
+    views: Annotated[
+        str,
+        typer.Option(help="best of four yaws; 4, the best first; or 24 as in TRELLIS's training."),
+    ] = "best",
+    size: Annotated[int, typer.Option(help="Pixels on a side.")] = 512,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="Crop to 1.2 times the object, on black.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that draw; one per processor if not given.")
+    ] = None,
+) -> None:
+    """Draw a folder of meshes as training reads them, each from the side that shows most of it."""
+    from modalign.data.drawing import render_folder
+    from modalign.data.views import ViewPlan
+    from modalign.terminal import stages
+
+    plan = ViewPlan(views=views, size=size, crop=crop, seed=seed)
+    number = workers if workers is not None else os.cpu_count() or 1
+    with stages() as progress:
+        found = render_folder(folder, output, plan, workers=number, progress=progress)
+    typer.echo(found.text())
+
+
 @data_app.command(name="check")
 def data_check(
     data: Annotated[str, typer.Argument(help="NAME or NAME?key=value&key=value.")],

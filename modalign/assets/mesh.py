@@ -140,3 +140,9 @@ def linear_from_srgb(colors: Floats) -> Floats:
     """Linear light of displayed values, both in 0..1. Source: IEC 61966-2-1."""
     high = ((np.maximum(colors, 0) + 0.055) / 1.055) ** 2.4
     return np.where(colors <= 0.04045, colors / 12.92, high).astype(np.float32)
+
+
+def srgb_from_linear(light: Floats) -> Floats:
+    """Displayed values of linear light, both in 0..1. Source: IEC 61966-2-1."""
+    high = 1.055 * np.maximum(light, 0) ** (1 / 2.4) - 0.055
+    return np.where(light <= 0.0031308, light * 12.92, high).astype(np.float32)

@@ -90,6 +90,25 @@ class Surface(Shown):
             pictures.append(shown * mask + (1 - mask) * behind)
         return as_pixels(pictures, size)
 
+    def cutouts(
+        self, cameras: Sequence[Camera], size: int, *, supersampling: int = SUPERSAMPLING
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Softly lit pictures (size, size, 4) of one camera after the other, RGB and alpha.
+
+        Alpha is the share of a pixel that the object covers; RGB is its colour there, not
+        multiplied by alpha, and 0 where it is not.
+
+        Args:
+            cameras: where from.
+            size: pixels on a side.
+            supersampling: rays per pixel, squared; with 1 alpha is 0 or 255.
+        """
+        for layers in self._layers(cameras, size * supersampling):
+            fine = layers.reduced(supersampling)
+            alpha = fine.mask[..., None]
+            color = np.divide(fine.color, alpha, out=np.zeros_like(fine.color), where=alpha > 0)
+            yield np.rint(np.concatenate([color, alpha], axis=2).clip(0, 1) * 255).astype(np.uint8)
+
     def _layers(self, cameras: Sequence[Camera], size: int) -> Iterator[Layers]:
         if len(self.faces) == 0:
             flat, full = np.zeros((size, size)), np.zeros((size, size, 3))

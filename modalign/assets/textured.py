@@ -79,18 +79,7 @@ class TexturedMesh(Surface):
 
     def colors_at(self, uv: NDArray[Any]) -> Floats:
         """Colours (N, 3) in 0..1 at places uv (N, 2), bilinear between the centres of texels."""
-        height, width = self.texture.shape[:2]
-        at = np.asarray(uv, dtype=np.float64) * (width, height) - 0.5
-        low = np.floor(at).astype(np.int64)
-        share = at - low
-        color = np.zeros((len(at), 3))
-        for right in (0, 1):
-            for down in (0, 1):
-                x, y = (low + (right, down)).T
-                weight = np.abs(1 - right - share[:, 0]) * np.abs(1 - down - share[:, 1])
-                texel = self.texture[y.clip(0, height - 1), x.clip(0, width - 1)]
-                color += weight[:, None] * texel / 255
-        return color.astype(np.float32)
+        return texture_colors(self.texture, uv)
 
     @property
     def mesh(self) -> Mesh:
@@ -168,6 +157,29 @@ class TexturedMesh(Surface):
 
     def _paint(self, corners: Any, weights: Any) -> Any:
         return self.colors_at((self.uv[corners] * weights).sum(axis=1))
+
+
+def texture_colors(
+    texture: NDArray[np.uint8], uv: NDArray[Any], *, repeats: bool = False
+) -> Floats:
+    """Colours (N, 3) in 0..1 of a texture (H, W, 3) at uv (N, 2), bilinear between texel centres.
+
+    Beyond its edges lies its last texel, or the texture again if it `repeats`.
+    """
+    height, width = texture.shape[:2]
+    at = np.asarray(uv, dtype=np.float64) * (width, height) - 0.5
+    low = np.floor(at).astype(np.int64)
+    share = at - low
+    color = np.zeros((len(at), 3))
+    for right in (0, 1):
+        for down in (0, 1):
+            x, y = (low + (right, down)).T
+            if repeats:
+                x, y = x % width, y % height
+            weight = np.abs(1 - right - share[:, 0]) * np.abs(1 - down - share[:, 1])
+            texel = texture[y.clip(0, height - 1), x.clip(0, width - 1)]
+            color += weight[:, None] * texel / 255
+    return color.astype(np.float32)
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:

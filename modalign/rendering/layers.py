@@ -28,7 +28,7 @@ class Layers:
     """Pictures of a mesh; 0 where it is not.
 
     Attributes:
-        color: (S, S, 3) as displayed, softly lit.
+        color: (S, S, 3) as displayed, softly lit; a face seen from behind as from before.
         albedo: (S, S, 3) the surface's own colour.
         normal: (S, S, 3) unit normals of the faces, in the world.
         depth: (S, S) along the camera's axis, in the world's unit.
@@ -81,11 +81,14 @@ def mesh_layers(
     corners = faces[triangle[hit]]  # (hits, 3)
     weights = weights[hit][..., None]
     albedo = paint(corners, weights)
-    shade = lit((normals[corners] * weights).sum(axis=1), camera)
     a, b, c = np.moveaxis(vertices[corners].astype(np.float64), 1, 0)
     flat = np.cross(b - a, c - a)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
     place = (vertices[corners] * weights).sum(axis=1)
+    # A sheet has two sides, and many files wind some faces the wrong way round.
+    behind = (flat * (place - camera.position)).sum(axis=1, keepdims=True) > 0
+    smooth = (normals[corners] * weights).sum(axis=1)
+    shade = lit(np.where(behind, -smooth, smooth), camera)
     depth = place @ camera.extrinsics[2, :3] + camera.extrinsics[2, 3]
 
     def picture(values: Floats) -> Floats:

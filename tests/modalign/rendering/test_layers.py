@@ -55,3 +55,24 @@ def test_modes_show_the_layers():
 def test_an_unknown_mode_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown mode 'x'; known: color, albedo, normal, depth"):
         PLATE.render(mode="x")
+
+
+def test_a_sheet_is_lit_from_both_sides():
+    """Seen level from the front and from behind, the light comes from the camera and above."""
+    behind = look(np.pi, 0.0, 2.0, np.radians(40))
+    front, back = (PLATE.layers(camera, 33, supersampling=1) for camera in (FRONT, behind))
+    for layers in (front, back):
+        inside = layers.mask == 1
+        shade = layers.color[inside][:, 0] / layers.albedo[inside][:, 0]
+        np.testing.assert_allclose(shade, 0.45 + 0.55 / np.sqrt(1 + 0.6**2), atol=1e-6)
+
+
+def test_a_cutout_is_the_picture_over_nothing():
+    """Over white it is what `render` draws on white, to the rounding of eight bits, twice."""
+    (cut,) = PLATE.cutouts([FRONT], 48)
+    alpha = cut[..., 3:] / 255
+    assert set(np.unique(cut[..., 3])) > {0, 255}
+    over = cut[..., :3] * alpha + 255 * (1 - alpha)
+    expected = PLATE.render(cameras=[FRONT], size=48)[0]
+    np.testing.assert_allclose(over, expected, atol=1.6)
+    assert not cut[cut[..., 3] == 0].any()
