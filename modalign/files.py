@@ -87,12 +87,12 @@ def output_paths(
     """Where each asset goes: `output` itself, or numbered siblings of it for several.
 
     `produces` is what the generator makes; None as `output` stands for "output" with the first
-    extension of that. A mesh has its preview beside it, see `preview_path`.
+    extension of that. What lies beside an asset is in `beside`.
 
     Raises:
         OutputError: the extension is not one of what is made, the folder cannot be written, or an
-            asset or preview would take the place of one of `inputs`, or a preview that of a
-            picture that is no preview.
+            asset or a file beside it would take the place of one of `inputs`, or one beside it
+            that of a file that does not belong to the asset.
     """
     from modalign.assets import FORMATS
 
@@ -102,8 +102,8 @@ def output_paths(
     output = output or Path("output").with_suffix((known or ("",))[0])
     if known is not None and output.suffix.lower() not in known:
         raise OutputError(
-            f"cannot write {output.name!r}: unknown extension {output.suffix!r} for what this "
-            f"recipe makes, a {produces}; use one of {', '.join(known)}"
+            f"cannot write {output.name!r}: unknown extension {output.suffix!r} for "
+            f"{produces!r}; use one of {', '.join(known)}"
         )
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a folder")
@@ -128,14 +128,12 @@ def output_paths(
                 f"cannot write {target}: the prompt refers to the picture of that name; choose "
                 "another output name"
             )
-        preview = preview_path(target)
-        if preview is None:
-            continue
-        if preview.resolve() in taken or (preview.exists() and not target.exists()):
-            raise OutputError(
-                f"cannot write the preview {preview}: it exists and is not a preview of "
-                f"{target.name}; choose another output name"
-            )
+        for path in beside(target, produces):
+            if path.resolve() in taken or (path.exists() and not target.exists()):
+                raise OutputError(
+                    f"cannot write {path} beside {target.name}: it exists and is not of it; "
+                    "choose another output name"
+                )
     return targets
 
 
@@ -144,6 +142,17 @@ def preview_path(target: Path) -> Path | None:
     from modalign.assets import FORMATS
 
     return None if target.suffix.lower() in FORMATS["picture"] else target.with_suffix(".png")
+
+
+def beside(target: Path, produces: str) -> list[Path]:
+    """The files beside an asset: its preview, then an OBJ's material and texture."""
+    from modalign.assets.textured import obj_parts
+
+    preview = preview_path(target)
+    files = [] if preview is None else [preview]
+    if produces == "textured-mesh" and target.suffix.lower() == ".obj":
+        files += obj_parts(target)
+    return files
 
 
 def turntable_paths(
@@ -171,7 +180,7 @@ def turntable_paths(
     if len(targets) > 1:
         films = [film.with_stem(f"{film.stem}-{k}") for k in range(len(targets))]
     taken = {path.resolve() for path in (*inputs, *targets)}
-    taken |= {preview.resolve() for target in targets if (preview := preview_path(target))}
+    taken |= {path.resolve() for target in targets for path in beside(target, produces)}
     for path in films:
         if path.resolve() in taken or path.is_dir():
             raise OutputError(f"cannot write the turntable {path}: the name is taken by another")
@@ -184,9 +193,9 @@ def save_all(
     films: Sequence[Path] = (),
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Every asset, its preview and, where `films` are named, its turntable.
+    """Every asset with what lies beside it and, where `films` are named, its turntable.
 
-    All are written aside first, so a full disk leaves nothing.
+    All files are written aside first, so a full disk leaves nothing.
 
     Raises:
         OutputError: the disk refused, or an asset cannot be seen from other sides.
@@ -205,12 +214,8 @@ def save_all(
                 if not isinstance(asset, Viewable):
                     raise OutputError(f"cannot write {film.name}: what was made cannot be turned")
                 write_turntable(asset, Path(aside) / film.name, progress=progress)
-            for film in films:
-                (Path(aside) / film.name).replace(film)
-            for target in targets:
-                for path in (target, preview_path(target)):
-                    if path is not None:
-                        (Path(aside) / path.name).replace(path)
+            for written in sorted(Path(aside).iterdir()):
+                written.replace(folder / written.name)
     except OSError as error:
         raise OutputError(
             f"cannot write {targets[0].name} into {str(folder)!r}: {error.strerror or error}"

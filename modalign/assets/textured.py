@@ -145,7 +145,7 @@ class TexturedMesh(Surface):
 
     def _obj(self, path: Path) -> dict[Path, bytes]:
         """The three files of an OBJ; it comes last, because it names the others."""
-        material, texture = path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")
+        material, texture = obj_parts(path)
         lines = ["# modalign", f"mtllib {material.name}", "usemtl texture"]
         lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in (self.vertices @ Y_UP.T).tolist()]
         lines += [f"vt {u:.7g} {1 - v:.7g}" for u, v in self.uv.tolist()]  # OBJ counts upwards
@@ -168,6 +168,11 @@ class TexturedMesh(Surface):
 
     def _paint(self, corners: Any, weights: Any) -> Any:
         return self.colors_at((self.uv[corners] * weights).sum(axis=1))
+
+
+def obj_parts(path: Path) -> tuple[Path, Path]:
+    """The material and the texture that lie beside an OBJ of a textured mesh."""
+    return path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:

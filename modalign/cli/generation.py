@@ -21,6 +21,13 @@ def generate(
             help="Where to write: .glb, .ply or .obj for meshes, .png, .jpg or .webp for pictures.",
         ),
     ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="What to make, where a generator makes several: mesh, textured-mesh, gaussians, "
+            "radiance-field."
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture the prompt refers to.")
     ] = None,
@@ -54,8 +61,8 @@ def generate(
     """Make a 3-D asset, with its picture beside it, or a picture, from a sentence or a picture."""
     from modalign.assembly import build, pair
     from modalign.files import (
+        beside,
         output_paths,
-        preview_path,
         read_image,
         read_picture,
         save_all,
@@ -75,7 +82,9 @@ def generate(
     elif not prompt.strip():
         raise PromptError("the prompt is empty; describe what to make")
     registry = installed()
-    made = produced(recipe, registry)
+    made = produced(recipe, registry, format)
+    # A generator of one format alone takes no such option.
+    options = {} if made == produced(recipe, registry) else {"format": made}
     inputs = [*(image or ()), *([from_image] if from_image else ())]
     targets = output_paths(output, num_samples, inputs=inputs, produces=made)
     films = turntable_paths(turntable, targets, inputs, produces=made)
@@ -91,7 +100,7 @@ def generate(
                 parts["encoders"], parts["generators"], device=usable(device), registry=registry
             )
             report(Progress("loading", 1, 1))
-            assets = direct.generate([picture] * num_samples, seed=seed, progress=report)
+            assets = direct.generate([picture] * num_samples, seed=seed, progress=report, **options)
         else:
             pipeline = build(
                 recipe,
@@ -107,10 +116,10 @@ def generate(
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 progress=report,
+                **options,
             )
         save_all(assets, targets, films, report)
     for number, target in enumerate(targets):
         note = "  (replaced)" if target in replaced else ""
-        beside = [preview_path(target), *films[number : number + 1]]
-        written = [str(path) for path in (target, *beside) if path is not None]
-        typer.echo(f"{'  '.join(written)}{note}")
+        written = [target, *beside(target, made), *films[number : number + 1]]
+        typer.echo(f"{'  '.join(map(str, written))}{note}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from modalign import Gaussians
+from modalign.assets import TexturedMesh
 from tests.modalign import stubs
 from tests.modalign.cli.outcomes import Command, refused
 
@@ -47,8 +51,8 @@ def test_the_default_name_is_of_what_the_recipe_makes(command: Command, use: Any
 @pytest.mark.parametrize(
     ("generator", "name", "parts"),
     [
-        ({"produces": "picture"}, "mug.glb", ["a picture; use one of .png, .jpg, .jpeg, .webp"]),
-        ({}, "mug.png", ["a mesh; use one of .glb, .ply, .obj"]),
+        ({"produces": "picture"}, "mug.glb", ["'picture'; use one of .png, .jpg, .jpeg, .webp"]),
+        ({}, "mug.png", ["'mesh'; use one of .glb, .ply, .obj"]),
         ({"produces": "splats"}, None, ["say where to write the splats: --output"]),
     ],
 )
@@ -63,6 +67,93 @@ def test_an_extension_of_something_else_is_refused_before_anything_is_built(
         patch.setattr("modalign.registry.installed", lambda: known)
         output = () if name is None else ("-o", name)
         refused(command("generate", "a mug", *output, *options), *parts)
+
+
+class Sculptor(stubs.Generator):
+    """The stub's mesh, or what is asked for in its place."""
+
+    def generate(self, stream: Any, *, format: str = "mesh", **options: Any) -> list[Any]:
+        made: list[Any] = super().generate(stream, **options)
+        if format == "textured-mesh":
+            picture = np.zeros((2, 2, 3), np.uint8)
+            return [TexturedMesh(m.vertices, m.faces, np.zeros((4, 2)), picture) for m in made]
+        if format == "gaussians":
+            some = {"xyz": torch.zeros(1, 3), "features_dc": torch.zeros(1, 1, 3)}
+            some |= {"opacity": torch.full((1, 1), 0.5), "scaling": torch.full((1, 3), 0.1)}
+            return [Gaussians(**some, rotation=torch.eye(4)[:1]) for _ in made]
+        return made
+
+
+SCULPTOR = {
+    "build": stubs.giving(Sculptor()),
+    "formats": ("mesh", "textured-mesh", "gaussians"),
+}
+
+
+@pytest.mark.parametrize(
+    ("format", "output", "written"),
+    [
+        ("mesh", None, ["output.glb", "output.png"]),
+        ("gaussians", None, ["output.ply", "output.png"]),
+        ("gaussians", "x.splat", ["x.splat", "x.png"]),
+        ("textured-mesh", None, ["output.glb", "output.png"]),
+        ("textured-mesh", "x.obj", ["x.obj", "x.png", "x.mtl", "x_texture.png"]),
+    ],
+)
+def test_a_format_reaches_the_generator_and_names_the_files(
+    command: Command, use: Any, format: str, output: str | None, written: list[str]
+) -> None:
+    options = use(stubs.registry(generator=SCULPTOR))
+    named = () if output is None else ("-o", output)
+    code, out, err = command("generate", "a mug", "--format", format, *named, *options)
+    assert (code, out, err) == (0, "  ".join(written) + "\n", "")
+    assert {path.name for path in Path.cwd().iterdir()} == set(written)
+    start = Path(written[0]).read_bytes()[:200]
+    assert (b"property float f_dc_0" in start) == (written[0] == "output.ply")
+
+
+def test_a_picture_may_be_made_in_another_format(command: Command, use: Any, cut_out: Path) -> None:
+    use(stubs.registry(generator=SCULPTOR))
+    asked = ("generate", "--recipe", "stub", "--from-image", cut_out, "--format", "gaussians")
+    assert command(*asked)[:2] == (0, "output.ply  output.png\n")
+
+
+def test_the_only_format_may_be_named(command: Command, use: Any) -> None:
+    """The stub takes no option `format`: it is not handed one."""
+    options = use(stubs.registry())
+    assert command("generate", "a mug", "--format", "mesh", *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("generator", "arguments", "parts"),
+    [
+        ({}, ["gaussians"], ["cannot make 'gaussians'", "Available: mesh."]),
+        (SCULPTOR, ["gaussian"], ["Did you mean 'gaussians'?", "gaussians, mesh, textured-mesh"]),
+        (SCULPTOR, ["gaussians", "-o", "x.glb"], ["'gaussians'; use one of .ply, .splat"]),
+        (SCULPTOR, ["textured-mesh", "-o", "x.ply"], ["'textured-mesh'; use one of .glb, .obj"]),
+    ],
+)
+def test_a_format_that_is_not_made_is_refused_before_anything_is_built(
+    command: Command, use: Any, generator: Any, arguments: list[str], parts: list[str]
+) -> None:
+    options = use(stubs.registry())
+    known = stubs.registry(
+        vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modalign.registry.installed", lambda: known)
+        refused(command("generate", "a mug", "--format", *arguments, *options), *parts)
+
+
+def test_an_objs_texture_never_takes_the_place_of_a_picture(
+    command: Command, use: Any, tmp_path: Path
+) -> None:
+    options = use(stubs.registry(generator=SCULPTOR))
+    photograph = tmp_path / "mug_texture.png"
+    photograph.write_bytes(b"a photograph")
+    asked = ("--format", "textured-mesh", "-o", tmp_path / "mug.obj")
+    refused(command("generate", "a mug", *asked, *options), "mug_texture.png beside mug.obj")
+    assert photograph.read_bytes() == b"a photograph"
 
 
 def test_a_picture_never_takes_the_place_of_one_the_prompt_refers_to(

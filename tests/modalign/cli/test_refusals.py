@@ -84,7 +84,10 @@ def test_a_folder_is_no_output(command: Command, tmp_path: Path) -> None:
 def test_a_preview_never_takes_the_place_of_a_picture(command: Command, tmp_path: Path) -> None:
     picture = tmp_path / "mug.png"
     picture.write_bytes(b"a photograph")
-    refused(command("generate", "a mug", "-o", str(tmp_path / "mug.glb")), "not a preview")
+    refused(
+        command("generate", "a mug", "-o", str(tmp_path / "mug.glb")),
+        "mug.png beside mug.glb: it exists",
+    )
     assert picture.read_bytes() == b"a photograph"
 
 
