@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modalign.data.pictures import MAX_PIXELS, MIN_SIDE, upright_rgb
 from modalign.errors import OutputError, PromptError
 
 if TYPE_CHECKING:
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
     from modalign.specs import Asset, ProgressCallback
 
-MAX_PIXELS = 64_000_000  # a decoded RGB picture of this size takes 192 MB
-MIN_SIDE = 8  # below this there is nothing to see for any encoder
-
 
 def read_image(path: Path) -> Image:
     """An upright RGB picture of sane size, its first frame if it is animated.
 
+    What is transparent becomes black, as in the pictures generators were trained on; 16 bits are
+    scaled to 8.
+
     Raises:
         PromptError: it cannot be read, or its size makes no sense as a prompt.
     """
-    return _on_black(_read(path))
+    return _read(path, upright_rgb)
 
 
 def read_picture(path: Path) -> Image:
@@ -34,11 +35,14 @@ def read_picture(path: Path) -> Image:
     Raises:
         PromptError: it cannot be read, is animated, or its size makes no sense.
     """
-    return _read(path, frames=1)
+    from PIL import ImageOps
+
+    return _read(path, ImageOps.exif_transpose, frames=1)
 
 
-def _read(path: Path, frames: int | None = None) -> Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _read(path: Path, finish: Callable[[Image], Image], frames: int | None = None) -> Image:
+    """What `finish` makes of the opened picture."""
+    from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
         raise PromptError(f"no image at {path}")
@@ -52,7 +56,7 @@ def _read(path: Path, frames: int | None = None) -> Image:
                     raise PromptError(
                         f"image {path} is animated ({found} frames); give one frame of it"
                     )
-                return ImageOps.exif_transpose(opened)
+                return finish(opened)
     except UnidentifiedImageError as error:
         raise PromptError(f"image {path} is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
@@ -69,16 +73,6 @@ def _check_size(path: Path, width: int, height: int) -> None:
             f"image {path} is {width}x{height}; expected at least {MIN_SIDE}x{MIN_SIDE} "
             f"and at most {MAX_PIXELS:,} pixels; resize it"
         )
-
-
-def _on_black(image: Image) -> Image:
-    """RGB; what is transparent becomes black, as in the pictures generators were trained on."""
-    from PIL import Image as images
-
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        cut = image.convert("RGBA")
-        return images.alpha_composite(images.new("RGBA", cut.size, "black"), cut).convert("RGB")
-    return image.convert("RGB")
 
 
 def output_paths(
