@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +71,27 @@ TRUNK = ("blocks", "middle_block", "input_blocks", "out_blocks", "upsample")
 Record = TypeVar("Record", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Architectures:
+    """What the files of one family of pipelines may describe.
+
+    Attributes:
+        classes: what builds a network, by its class in the .json.
+        fixed_arguments: values of arguments that our classes do without: each, or, of a list, each
+            entry must be one of them.
+        computed: last parts of the names of stored tensors that we compute.
+        renamed: names of tensors in official files, and ours of the same; ours are read, too.
+    """
+
+    classes: Mapping[str, Callable[..., nn.Module]]
+    fixed_arguments: Mapping[str, tuple[Any, ...]]
+    computed: tuple[str, ...] = ()
+    renamed: Callable[[nn.Module], Mapping[str, str]] = lambda model: {}
+
+
+TRELLIS = Architectures(CLASSES, FIXED_ARGUMENTS)
+
+
 def read_pipeline(folder: Path) -> PipelineFile:
     """The pipeline.json of a folder.
 
@@ -77,7 +99,7 @@ def read_pipeline(folder: Path) -> PipelineFile:
         WeightsError: it is missing, not JSON, lacks what we read, or lacks a model.
     """
     path = folder / PIPELINE_FILE
-    pipeline = _read(path, PipelineFile)
+    pipeline = read_record(path, PipelineFile)
     missing = [role for role in SAMPLED if role not in pipeline.args.models]
     if missing:
         raise WeightsError(f"{path} names no model for {', '.join(missing)}")
@@ -122,13 +144,26 @@ def random_pipeline(
     dtype: torch.dtype,
 ) -> tuple[Models, TrellisConfig]:
     """Models of given architectures with random weights; `files` holds one entry per role."""
-    built = {}
-    for role in pipeline.args.models:
-        with torch.device(device):
-            built[role] = build_model(files[role], f"the built-in {role}")
-        cast_trunk(built[role], dtype)
-        built[role].eval().requires_grad_(False)
+    built = {
+        role: random_model(files[role], f"the built-in {role}", device=device, dtype=dtype)
+        for role in pipeline.args.models
+    }
     return Models(built, pipeline.args.slat_normalization, device, built=built), _defaults(pipeline)
+
+
+def random_model(
+    file: ModelFile,
+    origin: str,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    architectures: Architectures = TRELLIS,
+) -> nn.Module:
+    """A frozen model with random weights."""
+    with torch.device(device):
+        model = build_model(file, origin, architectures)
+    cast_trunk(model, dtype)
+    return model.eval().requires_grad_(False)
 
 
 def _defaults(pipeline: PipelineFile) -> TrellisConfig:
@@ -166,7 +201,12 @@ def load_model(stem: Path, expected: type[nn.Module]) -> nn.Module:
 
 
 def open_model(
-    stem: Path, expected: type[nn.Module], *, device: str | torch.device, dtype: torch.dtype
+    stem: Path,
+    expected: type[nn.Module],
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    architectures: Architectures = TRELLIS,
 ) -> StoredNetwork:
     """The model at <stem>.json and <stem>.safetensors, checked and not yet loaded.
 
@@ -174,9 +214,9 @@ def open_model(
         WeightsError: a file is missing, damaged, or not of the `expected` class.
     """
     description, weights = _with_suffix(stem, ".json"), _with_suffix(stem, ".safetensors")
-    file = _read(description, ModelFile)
+    file = read_record(description, ModelFile)
     with torch.device("meta"):
-        model = build_model(file, str(description))
+        model = build_model(file, str(description), architectures)
     if not isinstance(model, expected):
         raise WeightsError(
             f"{description} describes a {file.name}, but the pipeline needs a {expected.__name__}"
@@ -185,15 +225,21 @@ def open_model(
     expected_tensors = model.state_dict()
     with _opened(weights) as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    _check_shapes(expected_tensors, shapes, weights)
+    ours = architectures.renamed(model)
+    stored = {
+        ours.get(name, name): name
+        for name in shapes
+        if name.rpartition(".")[2] not in architectures.computed
+    }
+    _check_shapes(expected_tensors, shapes, stored, weights)
 
     def load() -> nn.Module:
         """Tensor by tensor to device and dtype: no second copy of the network exists."""
         with torch.device("meta"):
-            empty = build_model(file, str(description))
+            empty = build_model(file, str(description), architectures)
         with _opened(weights) as tensors:
             found = {
-                name: tensors.get_tensor(name).to(device).to(wanted.dtype)
+                name: tensors.get_tensor(stored[name]).to(device).to(wanted.dtype)
                 for name, wanted in expected_tensors.items()
             }
         empty.load_state_dict(found, assign=True)
@@ -215,25 +261,28 @@ def _opened(weights: Path) -> Iterator[Any]:
         raise WeightsError(f"{weights} is damaged ({error}); download it again") from error
 
 
-def build_model(file: ModelFile, origin: str) -> nn.Module:
+def build_model(file: ModelFile, origin: str, architectures: Architectures = TRELLIS) -> nn.Module:
     """A model with random weights, on the current default device.
 
     Raises:
         WeightsError: its class or an argument is one that this plugin does not have.
     """
-    if file.name not in CLASSES:
+    classes, fixed = architectures.classes, architectures.fixed_arguments
+    if file.name not in classes:
         raise WeightsError(
-            f"{origin}: unknown model class {file.name!r}; known: {', '.join(CLASSES)}"
+            f"{origin}: unknown model class {file.name!r}; known: {', '.join(classes)}"
         )
-    build = CLASSES[file.name]
+    build = classes[file.name]
     accepted = inspect.signature(build).parameters
     arguments = {}
     for name, value in file.args.items():
         if name in accepted:
             arguments[name] = value
-        elif name not in FIXED_ARGUMENTS:
+            continue
+        if name not in fixed:
             raise WeightsError(f"{origin}: {file.name} has no argument {name!r}")
-        elif value not in FIXED_ARGUMENTS[name]:
+        entries = value if isinstance(value, list) else [value]
+        if not all(entry in fixed[name] for entry in entries):
             raise WeightsError(f"{origin}: {name} = {value!r} is not supported by this plugin")
     try:
         return build(**arguments)
@@ -279,7 +328,12 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)  # with_suffix would cut a name at its first dot
 
 
-def _read(path: Path, record: type[Record]) -> Record:
+def read_record(path: Path, record: type[Record]) -> Record:
+    """The content of a .json file.
+
+    Raises:
+        WeightsError: it is missing, damaged, or describes something else.
+    """
     if not path.is_file():
         raise WeightsError(f"{path} is missing; download it again")
     try:
@@ -294,16 +348,20 @@ def _read(path: Path, record: type[Record]) -> Record:
 
 
 def _check_shapes(
-    tensors: Mapping[str, Tensor], got: Mapping[str, tuple[int, ...]], path: Path
+    tensors: Mapping[str, Tensor],
+    got: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, str],
+    path: Path,
 ) -> None:
+    """Compare with what a file holds; `stored` has its name for each of our tensors."""
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     misfits = [
-        *(f"{name} is missing" for name in sorted(set(expected) - set(got))),
-        *(f"{name} is unknown" for name in sorted(set(got) - set(expected))),
+        *(f"{name} is missing" for name in sorted(set(expected) - set(stored))),
+        *(f"{stored[name]} is unknown" for name in sorted(set(stored) - set(expected))),
         *(
-            f"{name} is {got[name]}, expected {shape}"
+            f"{stored[name]} is {got[stored[name]]}, expected {shape}"
             for name, shape in expected.items()
-            if name in got and got[name] != shape
+            if name in stored and got[stored[name]] != shape
         ),
     ]
     if misfits:

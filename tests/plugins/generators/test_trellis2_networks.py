@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 from modalign_plugins.generators.trellis import groups, rows
+from modalign_plugins.generators.trellis.loader import build_model, cast_trunk
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
 from modalign_plugins.generators.trellis.trellis2 import loader, modalign_generators, sizes
 from modalign_plugins.generators.trellis.trellis2.decoder import ConvNeXtBlock, UpsampleBlock
@@ -93,7 +94,7 @@ def test_the_hidden_width_of_the_released_ratio_is_8192():
 
 def test_the_trunk_alone_is_in_the_type_asked_for():
     network = model("shape_slat_flow_model_512")
-    loader.cast_trunk(network, torch.bfloat16)
+    cast_trunk(network, torch.bfloat16)
     types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     assert types["blocks.0.self_attn.to_qkv.weight"] == torch.bfloat16
     for name in ("blocks.0.modulation", "adaLN_modulation.1.weight", "out_layer.weight"):
@@ -383,4 +384,4 @@ def test_elements_of_a_batch_are_decoded_as_if_alone():
 def test_an_architecture_we_lack_is_refused(role, args, message):
     file = MODELS[role].model_copy(update={"args": MODELS[role].args | args})
     with pytest.raises(WeightsError, match=message):
-        loader.build_model(file, "here.json")
+        build_model(file, "here.json", loader.TRELLIS2)
