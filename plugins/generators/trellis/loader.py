@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,45 +15,24 @@ from torch import Tensor, nn
 
 from modalign import WeightsError
 
+from .architectures import (
+    TRELLIS,
+    Architectures,
+    build_model,
+    cast_trunk,
+    random_model,
+    trunk_layers,
+)
 from .config import ModelFile, PipelineFile, TrellisConfig
 from .gaussians import SLatGaussianDecoder
-from .layers import SparseConv3d
 from .models import Models, StoredNetwork
 from .radiance_field import SLatRadianceFieldDecoder
 from .slat_flow import SLatFlowModel
-from .slat_vae import SLatEncoder, SLatMeshDecoder
+from .slat_vae import SLatMeshDecoder
 from .structure_flow import SparseStructureFlowModel
-from .structure_vae import SparseStructureDecoder, SparseStructureEncoder
+from .structure_vae import SparseStructureDecoder
 
 PIPELINE_FILE = "pipeline.json"
-# "Elastic" classes are the same networks with a training-time memory scheme around them.
-CLASSES: dict[str, Callable[..., nn.Module]] = {
-    "SparseStructureFlowModel": SparseStructureFlowModel,
-    "SparseStructureDecoder": SparseStructureDecoder,
-    "SparseStructureEncoder": SparseStructureEncoder,
-    "SLatFlowModel": SLatFlowModel,
-    "ElasticSLatFlowModel": SLatFlowModel,
-    "SLatMeshDecoder": SLatMeshDecoder,
-    "ElasticSLatMeshDecoder": SLatMeshDecoder,
-    "SLatGaussianDecoder": SLatGaussianDecoder,
-    "ElasticSLatGaussianDecoder": SLatGaussianDecoder,
-    "SLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
-    "ElasticSLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
-    "SLatEncoder": SLatEncoder,
-    "ElasticSLatEncoder": SLatEncoder,
-}
-# Arguments that select what our classes always do; any other value is another network.
-FIXED_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "pe_mode": ("ape",),
-    "attn_mode": ("swin",),
-    "share_mod": (False,),
-    "use_skip_connection": (True,),
-    "norm_type": ("layer",),
-    "representation_config": ({"use_color": True},),
-    # How the reference trained, not what it computes.
-    "use_fp16": (True, False),
-    "use_checkpoint": (True, False),
-}
 ROLES: dict[str, type[nn.Module]] = {
     "sparse_structure_flow_model": SparseStructureFlowModel,
     "sparse_structure_decoder": SparseStructureDecoder,
@@ -65,31 +42,7 @@ ROLES: dict[str, type[nn.Module]] = {
     "slat_decoder_rf": SLatRadianceFieldDecoder,
 }
 SAMPLED = tuple(ROLES)[:3]  # what every format needs
-# Modules whose linear and convolutional layers run in half precision.
-TRUNK = ("blocks", "middle_block", "input_blocks", "out_blocks", "upsample")
-
 Record = TypeVar("Record", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Architectures:
-    """What the files of one family of pipelines may describe.
-
-    Attributes:
-        classes: what builds a network, by its class in the .json.
-        fixed_arguments: values of arguments that our classes do without: each, or, of a list, each
-            entry must be one of them.
-        computed: last parts of the names of stored tensors that we compute.
-        renamed: names of tensors in official files, and ours of the same; ours are read, too.
-    """
-
-    classes: Mapping[str, Callable[..., nn.Module]]
-    fixed_arguments: Mapping[str, tuple[Any, ...]]
-    computed: tuple[str, ...] = ()
-    renamed: Callable[[nn.Module], Mapping[str, str]] = lambda model: {}
-
-
-TRELLIS = Architectures(CLASSES, FIXED_ARGUMENTS)
 
 
 def read_pipeline(folder: Path) -> PipelineFile:
@@ -149,21 +102,6 @@ def random_pipeline(
         for role in pipeline.args.models
     }
     return Models(built, pipeline.args.slat_normalization, device, built=built), _defaults(pipeline)
-
-
-def random_model(
-    file: ModelFile,
-    origin: str,
-    *,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    architectures: Architectures = TRELLIS,
-) -> nn.Module:
-    """A frozen model with random weights."""
-    with torch.device(device):
-        model = build_model(file, origin, architectures)
-    cast_trunk(model, dtype)
-    return model.eval().requires_grad_(False)
 
 
 def _defaults(pipeline: PipelineFile) -> TrellisConfig:
@@ -261,50 +199,11 @@ def _opened(weights: Path) -> Iterator[Any]:
         raise WeightsError(f"{weights} is damaged ({error}); download it again") from error
 
 
-def build_model(file: ModelFile, origin: str, architectures: Architectures = TRELLIS) -> nn.Module:
-    """A model with random weights, on the current default device.
-
-    Raises:
-        WeightsError: its class or an argument is one that this plugin does not have.
-    """
-    classes, fixed = architectures.classes, architectures.fixed_arguments
-    if file.name not in classes:
-        raise WeightsError(
-            f"{origin}: unknown model class {file.name!r}; known: {', '.join(classes)}"
-        )
-    build = classes[file.name]
-    accepted = inspect.signature(build).parameters
-    arguments = {}
-    for name, value in file.args.items():
-        if name in accepted:
-            arguments[name] = value
-            continue
-        if name not in fixed:
-            raise WeightsError(f"{origin}: {file.name} has no argument {name!r}")
-        entries = value if isinstance(value, list) else [value]
-        if not all(entry in fixed[name] for entry in entries):
-            raise WeightsError(f"{origin}: {name} = {value!r} is not supported by this plugin")
-    try:
-        return build(**arguments)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{origin}: {error}") from error
-
-
-def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the layers that the reference runs in half precision; the others stay in float32.
-
-    These are the linear and convolutional layers inside blocks. Norms, embedders, and the input
-    and output layers keep their precision.
-    """
-    for layer in _trunk_layers(model):
-        layer.to(dtype)
-
-
 def save_model(model: nn.Module, file: ModelFile, stem: Path, dtype: torch.dtype) -> None:
     """Write a model as <stem>.json and <stem>.safetensors, its trunk in `dtype`."""
     from safetensors.torch import save_file
 
-    cast = {id(tensor) for layer in _trunk_layers(model) for tensor in layer.parameters()}
+    cast = {id(tensor) for layer in trunk_layers(model) for tensor in layer.parameters()}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = {
         name: tensor.detach().to("cpu", dtype if id(tensor) in cast else None).contiguous()
@@ -314,14 +213,6 @@ def save_model(model: nn.Module, file: ModelFile, stem: Path, dtype: torch.dtype
     stem.parent.mkdir(parents=True, exist_ok=True)
     _with_suffix(stem, ".json").write_text(json.dumps(file.model_dump(), indent=2) + "\n")
     save_file(tensors, _with_suffix(stem, ".safetensors"))
-
-
-def _trunk_layers(model: nn.Module) -> Iterator[nn.Module]:
-    for name, child in model.named_children():
-        if name in TRUNK:
-            for layer in child.modules():
-                if isinstance(layer, nn.Linear | nn.Conv3d | SparseConv3d):
-                    yield layer
 
 
 def _with_suffix(stem: Path, suffix: str) -> Path:

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from modalign_plugins.generators.trellis import groups, rows
-from modalign_plugins.generators.trellis.loader import build_model, cast_trunk
+from modalign_plugins.generators.trellis.architectures import build_model, cast_trunk
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
 from modalign_plugins.generators.trellis.trellis2 import loader, modalign_generators, sizes
 from modalign_plugins.generators.trellis.trellis2.decoder import ConvNeXtBlock, UpsampleBlock

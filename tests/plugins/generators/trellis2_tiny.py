@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import torch
+from modalign_plugins.generators.trellis.architectures import build_model
 from modalign_plugins.generators.trellis.config import ModelFile, Normalization
-from modalign_plugins.generators.trellis.loader import build_model, save_model
+from modalign_plugins.generators.trellis.loader import save_model
 from modalign_plugins.generators.trellis.trellis2 import loader
 from modalign_plugins.generators.trellis.trellis2.config import (
     PipelineArgs,

@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from modalign_plugins.generators.trellis.architectures import Architectures, random_model
 from modalign_plugins.generators.trellis.config import ModelFile
 from modalign_plugins.generators.trellis.layers import SparseConv3d
-from modalign_plugins.generators.trellis.loader import (
-    Architectures,
-    model_stem,
-    open_model,
-    random_model,
-    read_record,
-)
+from modalign_plugins.generators.trellis.loader import model_stem, open_model, read_record
 from modalign_plugins.generators.trellis.structure_vae import SparseStructureDecoder
 from torch import nn
 
