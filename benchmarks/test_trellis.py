@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ from modalign_plugins.generators.trellis.structure_flow import SparseStructureFl
 from modalign_plugins.generators.trellis.structure_vae import SparseStructureDecoder
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.trellis_asset import compile_blocks, made
+from modalign import installed
 
 FLOW: dict[str, Any] = {
     "in_channels": 8, "out_channels": 8, "model_channels": 1024, "cond_channels": 1024,
@@ -243,6 +247,59 @@ def test_mesh_decoder(benchmark: Any, precision: str, plain_attention: Any) -> N
         return SparseTensor(Coordinates(x.at.subdivided.coords), rows)
 
     compare(benchmark, lambda: model(x), lambda: plain_attention(plain), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("steps", [12, 25])
+def test_seconds_per_asset(steps: int, precision: str, compiled: bool) -> None:
+    """The whole of image-large with random weights on a GPU, at 9,300 voxels."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    spec = installed().get("generators", "trellis-image-large")
+    trellis: Any = spec.build(weights="random", device="cuda", dtype=dtype)
+    if compiled:
+        compile_blocks(trellis)
+    made(trellis, shell(64, 0.3), steps=steps)
+    best = min(
+        (made(trellis, shell(64, 0.3), steps=steps) for _ in range(3)), key=lambda a: a.total
+    )
+    stages = ", ".join(f"{name} {value:.2f}" for name, value in best.seconds.items())
+    print(f"\n  {best.total:.2f} s ({stages}), peak {best.memory:.1f} GB")  # noqa: T201
+
+
+def resident(field: str) -> float:
+    """GB of this process: "VmRSS" now, "VmHWM" at most since the peak was last forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e6
+
+
+def peak_beyond(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and the GB by which the process grew meanwhile at most."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = resident("VmRSS")
+    return run(), resident("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux for the peak")
+def test_memory_of_decoding_a_mesh() -> None:
+    """The largest part of the default run: 9,300 voxels to a mesh of a 256^3 grid, in float32."""
+    model = drawn(
+        SLatMeshDecoder(
+            resolution=64, model_channels=768, latent_channels=8, num_blocks=1, num_heads=12
+        ),
+        torch.float32,
+    )
+    x = SparseTensor(shell(64, 0.3), torch.randn(len(shell(64, 0.3)), 8, device=DEVICE))
+    with torch.no_grad():
+        raw, decoding = peak_beyond(lambda: model(x))
+    centre = (raw.at.coords[:, 1:].float() + 0.5) / 256 - 0.5
+    raw.feats[:, :8] = (centre.norm(dim=1) - 0.3)[:, None]  # a ball, so that there is a surface
+    (surface,), extracting = peak_beyond(lambda: extract_surfaces(raw, 256))
+    print(  # noqa: T201
+        f"\n  decoder {decoding:.2f} GB, extraction of {len(surface.faces)} triangles "
+        f"{extracting:.2f} GB beyond what was there"
+    )
 
 
 def test_surface_extraction(benchmark: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,7 +69,8 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(own, partial, metadata=header)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:
+            _sort_header(file)
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as error:
@@ -77,6 +78,18 @@ def save_checkpoint(
     finally:
         with suppress(OSError):  # also where the folder is none: the error above says so
             partial.unlink()
+
+
+def _sort_header(file: BinaryIO) -> None:
+    """Sort the metadata of a safetensors file, which its writer shuffles: equal content then gives
+    equal files."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:  # spaces fill the rest, as they did before
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:

@@ -14,26 +14,19 @@ import torch
 from torch import Tensor
 
 from modalign.assets import splat_files
+from modalign.assets.shown import Translucent
 from modalign.assets.tensors import check_tensors
-from modalign.assets.turntable import FRAMES, write_turntable
-from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for, write_preview
 from modalign.assets.writing import check_suffix, write_whole
 from modalign.rendering.splatting import splat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from modalign.rendering.cameras import Camera
-    from modalign.specs import ProgressCallback
 
 SH_0 = 0.28209479177387814  # the constant spherical harmonic
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussians:
+class Gaussians(Translucent):
     """Splats of one object, z up, inside -0.5..0.5; all tensors on one device, of one float type.
 
     Attributes:
@@ -144,45 +137,3 @@ class Gaussians:
         Over a background b it is `picture + (1 - alpha) * b`. Colours may exceed 1.
         """
         return splat(self.xyz, self.axes, self.opacity[:, 0], self.color, camera, size)
-
-    @torch.no_grad()
-    def render(
-        self,
-        views: int = 4,
-        size: int = 256,
-        *,
-        cameras: Sequence[Camera] | None = None,
-        background: Background = 1.0,
-    ) -> NDArray[np.uint8]:
-        """Pictures (V, size, size, 3): from `cameras`, or from `views` evenly spaced sides.
-
-        `background` is a grey or RGB in 0..1, as displayed.
-        """
-        behind = self.xyz.new_tensor(backdrop(background))
-        pictures = []
-        for camera in cameras_for(views, size, cameras):
-            color, alpha = self.view(camera, size)
-            pictures.append((color + (1 - alpha)[..., None] * behind).cpu().double().numpy())
-        return as_pixels(pictures, size)
-
-    def preview(self, path: str | os.PathLike[str]) -> None:
-        """Write a PNG of four views side by side.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_preview(self, path)
-
-    def turntable(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        frames: int = FRAMES,
-        size: int = 256,
-        background: Background = 1.0,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        """Write a film of one turn; see `modalign.assets.turntable.write_turntable`."""
-        write_turntable(
-            self, path, frames=frames, size=size, background=background, progress=progress
-        )

@@ -5,36 +5,29 @@ Legend: N voxels, R rank, D samples per axis.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from modalign.assets.shown import Translucent
 from modalign.assets.tensors import check_tensors
-from modalign.assets.turntable import FRAMES, write_turntable
-from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for, write_preview
 from modalign.assets.writing import check_suffix, write_whole
 from modalign.rendering.marching import march
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from modalign.rendering.cameras import Camera
-    from modalign.specs import ProgressCallback
 
-SUPERSAMPLING = 2
 KIND = "modalign radiance field"  # in the header of a file
 TENSORS = ("position", "trivec", "density", "features_dc")
 
 
 @dataclass(frozen=True, eq=False)
-class RadianceField:
+class RadianceField(Translucent):
     """Voxels of one object with a small factorised field in each.
 
     At a point of a voxel each axis gives R numbers, interpolated between D samples; their products
@@ -52,6 +45,8 @@ class RadianceField:
         ValueError: a tensor has another shape or type, holds numbers that are not finite, or two
             positions are of one voxel, or outside the cube.
     """
+
+    SUPERSAMPLING: ClassVar[int] = 2
 
     position: Tensor
     trivec: Tensor
@@ -108,7 +103,8 @@ class RadianceField:
         if len(self) == 0:
             raise ValueError(f"cannot save {path.name!r}: the radiance field has no voxels")
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
-        write_whole(path, save(tensors, {"kind": KIND, "resolution": str(self.resolution)}))
+        # One entry: of several, safetensors would shuffle the order, and equal fields differ.
+        write_whole(path, save(tensors, {KIND: json.dumps({"resolution": self.resolution})}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RadianceField:
@@ -124,12 +120,12 @@ class RadianceField:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("kind") != KIND or set(file.keys()) != set(TENSORS):
+                if KIND not in header or set(file.keys()) != set(TENSORS):
                     raise ValueError(f"{path.name} holds no radiance field of modalign")
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
         except SafetensorError as error:
             raise ValueError(f"{path.name} is damaged or no safetensors file: {error}") from error
-        return cls(**tensors, resolution=int(header["resolution"]))
+        return cls(**tensors, resolution=json.loads(header[KIND])["resolution"])
 
     def view(self, camera: Camera, size: int) -> tuple[Tensor, Tensor]:
         """A picture on black (size, size, 3) and its cover (size, size), both differentiable.
@@ -138,45 +134,3 @@ class RadianceField:
         """
         fields = (self.trivec, self.density, self.features_dc)
         return march(self.cells, *fields, self.resolution, camera, size)
-
-    @torch.no_grad()
-    def render(
-        self,
-        views: int = 4,
-        size: int = 256,
-        *,
-        cameras: Sequence[Camera] | None = None,
-        background: Background = 1.0,
-    ) -> NDArray[np.uint8]:
-        """Pictures (V, size, size, 3): from `cameras`, or from `views` evenly spaced sides.
-
-        `background` is a grey or RGB in 0..1, as displayed.
-        """
-        behind = self.trivec.new_tensor(backdrop(background))
-        pictures = []
-        for camera in cameras_for(views, size, cameras):
-            color, alpha = self.view(camera, size * SUPERSAMPLING)
-            pictures.append((color + (1 - alpha)[..., None] * behind).cpu().double().numpy())
-        return as_pixels(pictures, size)
-
-    def preview(self, path: str | os.PathLike[str]) -> None:
-        """Write a PNG of four views side by side.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_preview(self, path)
-
-    def turntable(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        frames: int = FRAMES,
-        size: int = 256,
-        background: Background = 1.0,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        """Write a film of one turn; see `modalign.assets.turntable.write_turntable`."""
-        write_turntable(
-            self, path, frames=frames, size=size, background=background, progress=progress
-        )

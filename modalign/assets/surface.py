@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modalign.assets.turntable import FRAMES, write_turntable
-from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for, write_preview
+from modalign.assets.shown import Shown
+from modalign.assets.viewing import Background, as_pixels, backdrop, cameras_for
 from modalign.rendering.cameras import Camera
 from modalign.rendering.layers import Layers, mesh_layers
 from modalign.rendering.rasteriser import intersector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from modalign.specs import ProgressCallback
 
     Floats = NDArray[np.float32]
 
@@ -37,7 +34,7 @@ MODES: Mapping[str, Callable[[Layers, float], NDArray[np.float64]]] = {
 }
 
 
-class Surface:
+class Surface(Shown):
     """Pictures of triangles that know their own colours."""
 
     vertices: Floats
@@ -102,25 +99,3 @@ class Surface:
         arrays = (self.vertices, self.faces, self._paint, self.vertex_normals)
         for camera in cameras:
             yield mesh_layers(*arrays, intersect, camera, size)
-
-    def preview(self, path: str | os.PathLike[str]) -> None:
-        """Write a PNG of four views side by side.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        write_preview(self, path)
-
-    def turntable(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        frames: int = FRAMES,
-        size: int = 256,
-        background: Background = 1.0,
-        progress: ProgressCallback | None = None,
-    ) -> None:
-        """Write a film of one turn; see `modalign.assets.turntable.write_turntable`."""
-        write_turntable(
-            self, path, frames=frames, size=size, background=background, progress=progress
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +17,28 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .blocks import block_norm, init_zero
-from .sparse import KERNEL_VOLUME, SparseTensor, child_taps
+from .sparse import KERNEL_VOLUME, Coordinates, Pair, SparseTensor, child_taps
 
 GROUP_NORM_EPS = 1e-5
-# Gathered elements per matrix product: they should stay in cache on CPU; a GPU wants big products.
-CHUNK_ELEMENTS_CPU = 1 << 20
+# Gathered elements per matrix product. On a CPU they should stay near; in half precision, whose
+# products are fast, splitting them costs more than that. A GPU wants big products.
+CHUNK_ELEMENTS_CPU = {4: 1 << 22, 2: 1 << 24}  # by bytes per element
 CHUNK_ELEMENTS_GPU = 1 << 27
 
 
-def _chunks(index: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of rows of index (K, T), short enough that gathering rows of `width` stays small."""
-    budget = CHUNK_ELEMENTS_CPU if index.device.type == "cpu" else CHUNK_ELEMENTS_GPU
-    step = max(1, budget // (index.shape[1] * width))
+def _chunks(index: Tensor, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of rows of index (K, T), short enough that gathering rows of x (N, C) stays small."""
+    budget = CHUNK_ELEMENTS_GPU
+    if x.device.type == "cpu":
+        budget = CHUNK_ELEMENTS_CPU[min(x.element_size(), 4)]
+    step = max(1, budget // (index.shape[1] * x.shape[1]))
     for start in range(0, len(index), step):
         run = slice(start, start + step)
         yield run, index[run]
+
+
+# Channels from which one product per tap beats gathering all taps side by side, see `_tap_product`.
+WIDE = 512
 
 
 def _with_zero_row(x: Tensor) -> Tensor:
@@ -45,8 +52,21 @@ def _gathered(padded: Tensor, index: Tensor) -> Tensor:
 
 def _gather_product(padded: Tensor, index: Tensor, weight: Tensor, out: Tensor) -> None:
     """Gathered rows times weight (T C, O) into out (K, O)."""
-    for run, rows in _chunks(index, padded.shape[1]):
+    for run, rows in _chunks(index, padded):
         torch.mm(_gathered(padded, rows), weight, out=out[run])
+
+
+def _tap_product(x: Tensor, weight: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """Sum over taps of x[neighbour of tap] times the tap's matrix, tap by tap; weight (27, C, O).
+
+    Absent neighbours, about a third, cost nothing, and each matrix is read once.
+    """
+    # Half-precision sums over many taps would lose what they add.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = torch.mm(x, weight[KERNEL_VOLUME // 2]).to(wide)  # every voxel is its own neighbour
+    for (rows, neighbours), matrix in zip(pairs, weight, strict=True):
+        out.index_add_(0, rows, torch.mm(x.index_select(0, neighbours), matrix).to(wide))
+    return out.to(x.dtype)
 
 
 def _gather_outer(padded: Tensor, index: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,7 +74,7 @@ def _gather_outer(padded: Tensor, index: Tensor, grad: Tensor, dtype: torch.dtyp
     # Half-precision sums over many voxels would lose what they add.
     wide = torch.promote_types(dtype, torch.float32)
     total = padded.new_zeros(index.shape[1] * padded.shape[1], grad.shape[1], dtype=wide)
-    for run, rows in _chunks(index, padded.shape[1]):
+    for run, rows in _chunks(index, padded):
         total += _gathered(padded, rows).t() @ grad[run]
     return total.to(dtype)
 
@@ -67,10 +87,12 @@ class _SubmanifoldProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, neighbours)
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, at: Coordinates) -> Tensor:
+        ctx.save_for_backward(x, weight, at.neighbours)
+        if weight.shape[1] >= WIDE:
+            return _tap_product(x, weight, at.pairs)
         out = x.new_empty(len(x), weight.shape[2])
-        _gather_product(_with_zero_row(x), neighbours, weight.flatten(0, 1), out)
+        _gather_product(_with_zero_row(x), at.neighbours, weight.flatten(0, 1), out)
         return out
 
     @staticmethod
@@ -137,7 +159,7 @@ class _SubdividedProduct(torch.autograd.Function):
 def _gather_sum(padded: Tensor, index: Tensor) -> Tensor:
     """Sums (K, O) of the rows padded[index[n]] of (N + 1, O) and (K, T)."""
     out = padded.new_empty(len(index), padded.shape[1])
-    for run, rows in _chunks(index, padded.shape[1]):
+    for run, rows in _chunks(index, padded):
         torch.sum(_gathered(padded, rows).view(*rows.shape, -1), dim=1, out=out[run])
     return out
 
@@ -217,7 +239,7 @@ class SparseConv3d(nn.Module):
             matrix = weight.reshape(weight.shape[-1], weight.shape[0])
             return x.replace(x.feats @ matrix + self.conv.bias)
         feats, taps = self._operands(x)
-        product: Tensor = _SubmanifoldProduct.apply(feats, taps.contiguous(), x.at.neighbours)
+        product: Tensor = _SubmanifoldProduct.apply(feats, taps.contiguous(), x.at)
         return x.replace(product + self.conv.bias.to(product.dtype))
 
     def on_children(self, x: SparseTensor) -> SparseTensor:

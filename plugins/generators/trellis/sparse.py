@@ -17,6 +17,7 @@ from torch import Tensor
 from .groups import Segments, TokenGroups
 from .rows import Fold
 
+Pair = tuple[Tensor, Tensor]
 KERNEL_VOLUME = 27
 
 
@@ -103,6 +104,18 @@ class Coordinates:
         place = torch.searchsorted(sorted_key, wanted).clamp(max=total - 1)
         found = sorted_key[place] == wanted
         return torch.where(found, order[place], total).to(torch.int32)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Each tap's voxels that have a neighbour there, and those; none for the middle tap."""
+        table = self.neighbours.long()
+        found = []
+        for tap in range(KERNEL_VOLUME):
+            neighbour = table[:, tap]
+            there = neighbour < (len(self) if tap != KERNEL_VOLUME // 2 else 0)
+            rows = there.nonzero()[:, 0]
+            found.append((rows, neighbour[rows]))
+        return found
 
     def windows(self, size: int, shift: int) -> TokenGroups:
         """Groups of voxels with equal (batch, (x, y, z) + shift floor-divided by size)."""

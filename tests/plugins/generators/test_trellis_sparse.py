@@ -47,7 +47,7 @@ def test_small_chunks_change_nothing(at, monkeypatch):
         return out, *torch.autograd.grad(out.sum(), (feats, conv.conv.weight))
 
     whole = run()
-    monkeypatch.setattr(layers, "CHUNK_ELEMENTS_CPU", 300)
+    monkeypatch.setattr(layers, "CHUNK_ELEMENTS_CPU", {4: 300})
     torch.testing.assert_close(run(), whole)
 
 
@@ -60,6 +60,22 @@ def test_a_1x1_weight_is_read_not_transposed(at):
     torch.testing.assert_close(ours, expected + conv.conv.bias)
     naive = F.linear(feats, conv.conv.weight.view(4, 5), conv.conv.bias)
     assert (ours - naive).abs().max() > 0.1
+
+
+def test_wide_convolutions_tap_by_tap_change_nothing(at, monkeypatch):
+    conv = shaken(layers.SparseConv3d(5, 4).double())
+    x = SparseTensor(at, randn(len(at), 5).requires_grad_())
+    gathered = conv(x).feats
+    monkeypatch.setattr(layers, "WIDE", 5)
+    by_tap = conv(x).feats
+    assert not torch.equal(by_tap, gathered)  # the sums are in another order
+    torch.testing.assert_close(by_tap, gathered)
+    upstream = randn(*gathered.shape, seed=2)
+    operands = (x.feats, conv.conv.weight, conv.conv.bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(by_tap, operands, upstream),
+        torch.autograd.grad(gathered, operands, upstream),
+    )
 
 
 def test_convolving_children_through_their_parents_changes_nothing(at):
