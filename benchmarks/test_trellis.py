@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from modalign_plugins.generators.trellis.architectures import cast_trunk
 from modalign_plugins.generators.trellis.flexicubes import MESH_CHANNELS, extract_surfaces
 from modalign_plugins.generators.trellis.layers import SparseConv3d
-from modalign_plugins.generators.trellis.loader import cast_trunk
 from modalign_plugins.generators.trellis.slat_flow import SLatFlowModel
 from modalign_plugins.generators.trellis.slat_vae import SLatMeshDecoder
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor

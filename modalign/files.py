@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modalign.data.pictures import MAX_PIXELS, MIN_SIDE, upright_rgb
 from modalign.errors import OutputError, PromptError
 
 if TYPE_CHECKING:
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
     from modalign.specs import Asset, ProgressCallback
 
-MAX_PIXELS = 64_000_000  # a decoded RGB picture of this size takes 192 MB
-MIN_SIDE = 8  # below this there is nothing to see for any encoder
-
 
 def read_image(path: Path) -> Image:
     """An upright RGB picture of sane size, its first frame if it is animated.
 
+    What is transparent becomes black, as in the pictures generators were trained on; 16 bits are
+    scaled to 8.
+
     Raises:
         PromptError: it cannot be read, or its size makes no sense as a prompt.
     """
-    return _on_black(_read(path))
+    return _read(path, upright_rgb)
 
 
 def read_picture(path: Path) -> Image:
@@ -34,11 +35,14 @@ def read_picture(path: Path) -> Image:
     Raises:
         PromptError: it cannot be read, is animated, or its size makes no sense.
     """
-    return _read(path, frames=1)
+    from PIL import ImageOps
+
+    return _read(path, ImageOps.exif_transpose, frames=1)
 
 
-def _read(path: Path, frames: int | None = None) -> Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _read(path: Path, finish: Callable[[Image], Image], frames: int | None = None) -> Image:
+    """What `finish` makes of the opened picture."""
+    from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():
         raise PromptError(f"no image at {path}")
@@ -52,7 +56,7 @@ def _read(path: Path, frames: int | None = None) -> Image:
                     raise PromptError(
                         f"image {path} is animated ({found} frames); give one frame of it"
                     )
-                return ImageOps.exif_transpose(opened)
+                return finish(opened)
     except UnidentifiedImageError as error:
         raise PromptError(f"image {path} is not a picture that can be read") from error
     except Image.DecompressionBombError as error:
@@ -71,28 +75,18 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _on_black(image: Image) -> Image:
-    """RGB; what is transparent becomes black, as in the pictures generators were trained on."""
-    from PIL import Image as images
-
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        cut = image.convert("RGBA")
-        return images.alpha_composite(images.new("RGBA", cut.size, "black"), cut).convert("RGB")
-    return image.convert("RGB")
-
-
 def output_paths(
     output: Path | None, num_samples: int, inputs: Iterable[Path] = (), *, produces: str = "mesh"
 ) -> list[Path]:
     """Where each asset goes: `output` itself, or numbered siblings of it for several.
 
     `produces` is what the generator makes; None as `output` stands for "output" with the first
-    extension of that. A mesh has its preview beside it, see `preview_path`.
+    extension of that. What lies beside an asset is in `beside`.
 
     Raises:
         OutputError: the extension is not one of what is made, the folder cannot be written, or an
-            asset or preview would take the place of one of `inputs`, or a preview that of a
-            picture that is no preview.
+            asset or a file beside it would take the place of one of `inputs`, or one beside it
+            that of a file that does not belong to the asset.
     """
     from modalign.assets import FORMATS
 
@@ -102,8 +96,8 @@ def output_paths(
     output = output or Path("output").with_suffix((known or ("",))[0])
     if known is not None and output.suffix.lower() not in known:
         raise OutputError(
-            f"cannot write {output.name!r}: unknown extension {output.suffix!r} for what this "
-            f"recipe makes, a {produces}; use one of {', '.join(known)}"
+            f"cannot write {output.name!r}: unknown extension {output.suffix!r} for "
+            f"{produces!r}; use one of {', '.join(known)}"
         )
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a folder")
@@ -128,14 +122,12 @@ def output_paths(
                 f"cannot write {target}: the prompt refers to the picture of that name; choose "
                 "another output name"
             )
-        preview = preview_path(target)
-        if preview is None:
-            continue
-        if preview.resolve() in taken or (preview.exists() and not target.exists()):
-            raise OutputError(
-                f"cannot write the preview {preview}: it exists and is not a preview of "
-                f"{target.name}; choose another output name"
-            )
+        for path in beside(target, produces):
+            if path.resolve() in taken or (path.exists() and not target.exists()):
+                raise OutputError(
+                    f"cannot write {path} beside {target.name}: it exists and is not of it; "
+                    "choose another output name"
+                )
     return targets
 
 
@@ -144,6 +136,17 @@ def preview_path(target: Path) -> Path | None:
     from modalign.assets import FORMATS
 
     return None if target.suffix.lower() in FORMATS["picture"] else target.with_suffix(".png")
+
+
+def beside(target: Path, produces: str) -> list[Path]:
+    """The files beside an asset: its preview, then an OBJ's material and texture."""
+    from modalign.assets.textured import obj_parts
+
+    preview = preview_path(target)
+    files = [] if preview is None else [preview]
+    if produces == "textured-mesh" and target.suffix.lower() == ".obj":
+        files += obj_parts(target)
+    return files
 
 
 def turntable_paths(
@@ -171,7 +174,7 @@ def turntable_paths(
     if len(targets) > 1:
         films = [film.with_stem(f"{film.stem}-{k}") for k in range(len(targets))]
     taken = {path.resolve() for path in (*inputs, *targets)}
-    taken |= {preview.resolve() for target in targets if (preview := preview_path(target))}
+    taken |= {path.resolve() for target in targets for path in beside(target, produces)}
     for path in films:
         if path.resolve() in taken or path.is_dir():
             raise OutputError(f"cannot write the turntable {path}: the name is taken by another")
@@ -184,9 +187,9 @@ def save_all(
     films: Sequence[Path] = (),
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Every asset, its preview and, where `films` are named, its turntable.
+    """Every asset with what lies beside it and, where `films` are named, its turntable.
 
-    All are written aside first, so a full disk leaves nothing.
+    All files are written aside first, so a full disk leaves nothing.
 
     Raises:
         OutputError: the disk refused, or an asset cannot be seen from other sides.
@@ -205,12 +208,8 @@ def save_all(
                 if not isinstance(asset, Viewable):
                     raise OutputError(f"cannot write {film.name}: what was made cannot be turned")
                 write_turntable(asset, Path(aside) / film.name, progress=progress)
-            for film in films:
-                (Path(aside) / film.name).replace(film)
-            for target in targets:
-                for path in (target, preview_path(target)):
-                    if path is not None:
-                        (Path(aside) / path.name).replace(path)
+            for written in sorted(Path(aside).iterdir()):
+                written.replace(folder / written.name)
     except OSError as error:
         raise OutputError(
             f"cannot write {targets[0].name} into {str(folder)!r}: {error.strerror or error}"

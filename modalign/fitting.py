@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modalign.errors import BuildError, RegistryError
+from modalign.errors import BuildError, RegistryError, did_you_mean
 from modalign.recipe import Recipe
 from modalign.registry import Registry, missing_modules
 from modalign.spaces import Route, refusal, route
@@ -82,18 +82,24 @@ def lacking(entry: PluginSpec) -> list[str]:
     return [f"{entry.name!r} needs {', '.join(missing)}: pip install {' '.join(missing)}"]
 
 
-def produced(recipe: str | Recipe, registry: Registry) -> str:
+def produced(recipe: str | Recipe, registry: Registry, format: str | None = None) -> str:
     """What the recipe's generator makes, such as "mesh" or "picture"; no model is touched.
+
+    That is `format`, if one is asked for.
 
     Raises:
         RegistryError: the recipe's name is unknown.
-        BuildError: it has no generator, or its parts do not fit.
+        BuildError: it has no generator, one that does not make the format, or its parts do not fit.
     """
     named = registry.get("recipes", recipe) if isinstance(recipe, str) else recipe
     generator = fit(named, registry).generator
     if generator is None:
         raise BuildError(f"recipe {named.name!r} has no generator: it makes tokens and no asset")
-    return generator.produces
+    known = generator.formats or (generator.produces,)
+    if format is not None and format not in known:
+        hint = did_you_mean(format, known)
+        raise BuildError(f"generator {generator.name!r} cannot make {format!r}.{hint}")
+    return format or generator.produces
 
 
 def too_many_soft_tokens(recipe: Recipe, max_positions: int) -> list[str]:

@@ -275,8 +275,9 @@ class VLMSpec(PluginSpec):
 class GeneratorSpec(PluginSpec):
     """`build(weights=, device=, dtype=)` returns a `Generator` that consumes `accepts`.
 
-    `produces` is a kind of `modalign.assets.FORMATS`, such as "mesh" or "picture". `decodes` says
-    that it draws no noise: what it makes follows from the tokens, a seed changes nothing, and
+    `produces` is a kind of `modalign.assets.FORMATS`, such as "mesh" or "picture"; where
+    `generate(format=)` chooses among several, `formats` names them all. `decodes` says that it
+    draws no noise: what it makes follows from the tokens, a seed changes nothing, and
     `Pipeline.preview` may show tokens by it. In words: `null_condition` is what its guidance
     contrasts the stream with, `image_domain` the pictures it was trained on. `crop` brings any
     picture there, before the encoder reads it; it raises `PromptError` where it cannot.
@@ -285,6 +286,7 @@ class GeneratorSpec(PluginSpec):
     build: Callable[..., Generator]
     accepts: TokenStreamSpec
     produces: str = "mesh"
+    formats: tuple[str, ...] = ()
     decodes: bool = False
     null_condition: str = ""
     image_domain: str = ""

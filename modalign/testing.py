@@ -233,6 +233,10 @@ def check_generator(
         f"the generator accepts {generator.accepts.space!r}, not the declared "
         f"{spec.accepts.space!r}, or has another layout",
     )
+    _require(
+        not spec.formats or spec.produces in spec.formats,
+        f"the generator produces {spec.produces!r}, which its formats {spec.formats} leave out",
+    )
     if stream is None:
         draw = torch.Generator().manual_seed(0)
         noise = {

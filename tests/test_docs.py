@@ -136,7 +136,7 @@ def test_commands_on_the_pages_exist(page: Path) -> None:
 
 def test_options_in_the_readme_exist() -> None:
     flags = set(re.findall(r"`(--[a-z-]+)`", README))
-    source = (ROOT / "modalign" / "cli.py").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "modalign" / "cli").glob("*.py"))
     for flag in flags:
         parameter = flag.strip("-").replace("-", "_")
         assert f'"{flag}"' in source or re.search(rf"^    {parameter}: Annotated", source, re.M)

@@ -23,7 +23,7 @@ PROMPTS = 10
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the command has written `mug.glb` and `mug.png`."""
     folder = tmp_path_factory.mktemp("main")
-    call = [sys.executable, "-m", "modalign.cli", "generate", PROMPT, "--output", "mug.glb"]
+    call = [sys.executable, "-m", "modalign", "generate", PROMPT, "--output", "mug.glb"]
     done = subprocess.run(
         call, cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )

@@ -134,7 +134,7 @@ class TexturedMesh(Surface):
 
     def _obj(self, path: Path) -> dict[Path, bytes]:
         """The three files of an OBJ; it comes last, because it names the others."""
-        material, texture = path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")
+        material, texture = obj_parts(path)
         lines = ["# modalign", f"mtllib {material.name}", "usemtl texture"]
         lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in (self.vertices @ Y_UP.T).tolist()]
         lines += [f"vt {u:.7g} {1 - v:.7g}" for u, v in self.uv.tolist()]  # OBJ counts upwards
@@ -180,6 +180,11 @@ def texture_colors(
             texel = texture[y.clip(0, height - 1), x.clip(0, width - 1)]
             color += weight[:, None] * texel / 255
     return color.astype(np.float32)
+
+
+def obj_parts(path: Path) -> tuple[Path, Path]:
+    """The material and the texture that lie beside an OBJ of a textured mesh."""
+    return path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:

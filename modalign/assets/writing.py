@@ -9,6 +9,7 @@ from pathlib import Path
 # By what a generator says it produces.
 FORMATS = {
     "mesh": (".glb", ".ply", ".obj"),
+    "textured-mesh": (".glb", ".obj"),  # PLY has no textures
     "gaussians": (".ply", ".splat"),
     "radiance-field": (".safetensors",),
     "picture": (".png", ".jpg", ".jpeg", ".webp"),

@@ -87,6 +87,8 @@ def test_a_missing_picture_and_a_folder_are_refused(tmp_path: Path) -> None:
         ("RGBA", (255, 0, 0, 0), ".png", (0, 0, 0)),
         ("LA", (255, 128), ".png", (128, 128, 128)),
         ("I;16", 65535, ".png", (255, 255, 255)),
+        ("I;16", 32896, ".png", (128, 128, 128)),  # 128 / 255 of white, not clipped to white
+        ("I;16", 255, ".png", (1, 1, 1)),
     ],
 )
 def test_every_colour_mode_becomes_rgb(

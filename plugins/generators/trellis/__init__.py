@@ -19,6 +19,7 @@ from modalign import GeneratorSpec, TokenStream, TokenStreamSpec, hookimpl, inst
 from .config import ModelFile, PipelineFile, SamplerSettings, TrellisConfig
 from .editing import box
 from .encoding import RELEASED_ENCODERS, Encoders, Views, load_encoders
+from .formats import possible
 from .generator import Trellis
 from .loader import PIPELINE_FILE, SAMPLED, load_pipeline, random_pipeline
 from .preprocess import object_picture
@@ -135,6 +136,7 @@ def _text_spec(name: str, text: TextPipeline) -> GeneratorSpec:
             _build, name, text.repository, text.pipeline, text.models, stream=TEXT_STREAM
         ),
         accepts=TEXT_STREAM,
+        formats=possible(text.pipeline.args.models),
         source=f"{text.repository} (arXiv:2412.01506); decoders from {REPOSITORY}",
         license="MIT",
         null_condition="the tokens of an empty text",
@@ -159,6 +161,7 @@ def modalign_generators() -> list[GeneratorSpec]:
                 LARGE_STREAM,
             ),
             accepts=LARGE_STREAM,
+            formats=possible(LARGE_PIPELINE.args.models),
             source=f"{REPOSITORY} (arXiv:2412.01506)",
             license="MIT",
             crop=partial(object_picture, size=518),
@@ -169,6 +172,7 @@ def modalign_generators() -> list[GeneratorSpec]:
             summary="the same networks at a quarter of the resolutions, trained on the toy world",
             build=partial(_build, "trellis-mini", "", MINI_PIPELINE, MINI_MODELS, MINI_STREAM),
             accepts=MINI_STREAM,
+            formats=possible(MINI_PIPELINE.args.models),
             source="ships with modalign; trained by examples/mini",
             license="Apache-2.0",
             crop=partial(object_picture, size=112),

@@ -8,18 +8,28 @@ Legend: N voxels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from modalign import Mesh, TokenStream
+
 from .encoding import encode_structure
-from .sampler import Start
+from .flexicubes import enclosed
+from .formats import as_mesh
+from .sampler import Start, mixed
 from .sparse import Coordinates, SparseTensor
+from .voxels import voxelize
 
 if TYPE_CHECKING:
+    from modalign.specs import Asset
+
     from .generator import Report, Trellis
+
+logger = logging.getLogger(__name__)
 
 Region = Callable[[Tensor], Tensor]
 """Called with points (N, 3) of the world, -0.5..0.5; says of each whether it is inside, (N,)."""
@@ -55,6 +65,125 @@ def inside_region(region: Region, at: Coordinates, resolution: int) -> Tensor:
 
 
 @torch.no_grad()
+def variants(
+    trellis: Trellis,
+    stream: TokenStream,
+    mesh: Mesh,
+    *,
+    seed: int,
+    progress: Report = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> list[Mesh]:
+    """The shape of `mesh` in the appearance that each element (B, K, D) of `stream` describes.
+
+    Needs no encoder: the voxels of the mesh are kept, and only the second stage is sampled.
+    The mesh may be open, but then its voxels may enclose nothing that could be filled.
+
+    Raises:
+        ValueError: the mesh has no surface.
+        GenerationError: a stage produced nothing usable; the message names it.
+    """
+    resolution = trellis.models.latent_flow.resolution
+    voxels = voxelize(mesh, resolution)
+    at = Coordinates(voxels.at.coords.to(trellis.device), 1)
+    if trellis.config.fill_cavities and voxels.open_edges and not enclosed(at, resolution).any():
+        logger.warning(
+            "the mesh has %d open edges and its voxels enclose nothing: its inside cannot be "
+            "filled, so thick walls may come out hollow",
+            voxels.open_edges,
+        )
+    settings = trellis.config.latent.override(steps=steps, guidance=guidance)
+    latents = [
+        trellis.sample_latent(
+            condition, at, settings, torch.Generator().manual_seed(seed + k), progress
+        )
+        for k, condition in enumerate(trellis.pack(stream).split(1))
+    ]
+    return [as_mesh(trellis.decode(latent, progress)) for latent in latents]
+
+
+def edit(
+    trellis: Trellis,
+    stream: TokenStream,
+    original: SparseTensor,
+    *,
+    seed: int,
+    strength: float = 1.0,
+    structure_strength: float | None = None,
+    keep: Region | None = None,
+    progress: Report = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> list[Mesh]:
+    """An encoded object, sampled again in part under each element (B, K, D) of `stream`.
+
+    Element k draws its noise from `seed + k`.
+
+    Args:
+        stream: tokens of what it shall become.
+        original: from `encode`.
+        seed: of the first element.
+        strength: how much of the schedule is sampled; 0 is the original, 1 starts from noise.
+        structure_strength: the same for the voxels alone; 0 keeps them. `strength` if None.
+        keep: region where voxels and latents stay; see `editing.box`. The surface near its
+            border may move a little, since neighbours are decoded together.
+        progress: called after every step of every stage.
+        steps: of both flow models; the pipeline's own numbers if None.
+        guidance: of both flow models, 0 is off; the pipeline's own if None.
+
+    Raises:
+        ValueError: a strength is not within 0..1, or the region answers with something else.
+        WeightsError: voxels are to be edited, and this pipeline has no encoders.
+        GenerationError: a stage produced nothing usable; the message names it.
+    """
+    both = strength if structure_strength is None else structure_strength
+    latents = [
+        edit_latent(
+            trellis, condition, original, seed=seed + k, strength=strength,
+            structure_strength=both, keep=keep, progress=progress, steps=steps,
+            guidance=guidance,
+        )
+        for k, condition in enumerate(trellis.pack(stream).split(1))
+    ]  # fmt: skip
+    return [as_mesh(trellis.decode(latent, progress)) for latent in latents]
+
+
+def generate_mixed(
+    trellis: Trellis,
+    streams: Sequence[TokenStream],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    progress: Report = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> list[Asset]:
+    """Meshes under several conditions at once: at each step the weighted mean of velocities.
+
+    Element k mixes element k (B, K, D) of every stream, such as one from a text and one from
+    a picture, and draws its noise from `seed + k`.
+
+    Raises:
+        ValueError: weights do not sum to 1, one is negative, or streams are not as many, or
+            of another batch size.
+        GenerationError: a stage produced nothing usable; the message names it.
+    """
+    conditions = [trellis.pack(stream).split(1) for stream in streams]
+    if len({len(each) for each in conditions}) != 1:
+        raise ValueError(
+            f"streams to mix need one batch size, got {[len(each) for each in conditions]}"
+        )
+    return [
+        trellis.generate_one(
+            torch.cat(several), seed=seed + k, progress=progress, steps=steps,
+            guidance=guidance, combine=mixed(weights),
+        )
+        for k, several in enumerate(zip(*conditions, strict=True))
+    ]  # fmt: skip
+
+
+@torch.no_grad()
 def edit_latent(
     trellis: Trellis,
     condition: Tensor,
@@ -68,7 +197,7 @@ def edit_latent(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> SparseTensor:
-    """The structured latent of an object, edited under a condition (1, S, C); see `Trellis.edit`.
+    """The structured latent of an object, edited under a condition (1, S, C); see `edit`.
 
     Raises:
         ValueError: a strength is not within 0..1, the region answers with something else, or

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from modalign import Mesh
 
+from .architectures import cast_trunk
 from .distances import distance_features
-from .loader import cast_trunk, load_model, model_stem, read_pipeline
+from .loader import load_model, model_stem, read_pipeline
 from .slat_vae import SLatEncoder
 from .sparse import Coordinates, SparseTensor
 from .structure_vae import SparseStructureEncoder, sample_posterior

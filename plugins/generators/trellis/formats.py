@@ -30,6 +30,11 @@ BAKED_VIEWS, BAKED_SIZE = 100, 512
 KEPT_FACES, SMALL = 0.05, 20_000
 
 
+def possible(roles: Collection[str]) -> tuple[str, ...]:
+    """The formats that a pipeline of these roles can make."""
+    return tuple(name for name, needed in FORMATS.items() if set(needed) <= set(roles))
+
+
 def decoders(format: str, roles: Collection[str]) -> tuple[str, ...]:
     """The decoders that a format needs, of the roles that a pipeline has.
 
@@ -42,10 +47,9 @@ def decoders(format: str, roles: Collection[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     missing = [role for role in FORMATS[format] if role not in roles]
     if missing:
-        able = [name for name, needed in FORMATS.items() if set(needed) <= set(roles)]
         raise GenerationError(
             f"this generator cannot make {format!r}: its pipeline.json names no "
-            f"{' and no '.join(missing)}; it can make {', '.join(able)}"
+            f"{' and no '.join(missing)}; it can make {', '.join(possible(roles))}"
         )
     if format == "textured-mesh":
         from modalign.meshing import require

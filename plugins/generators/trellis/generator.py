@@ -5,7 +5,6 @@ Legend: B batch elements, S condition tokens, N voxels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from modalign import (
     WeightsError,
 )
 
+from . import editing
 from .blocks import FlowContext
 from .config import SamplerSettings, TrellisConfig
-from .editing import Region, edit_latent
 from .encoding import Encoders, Views, encode_mesh
 from .flexicubes import Surface, enclosed, extract_surfaces
 from .formats import as_mesh, decoders, textured
@@ -36,17 +35,13 @@ from .sampler import (
     averaged,
     euler_steps,
     in_turn,
-    mixed,
     schedule,
 )
 from .sparse import Coordinates, SparseTensor
 from .structure_vae import occupied
-from .voxels import voxelize
 
 if TYPE_CHECKING:
     from modalign.specs import Asset
-
-logger = logging.getLogger(__name__)
 
 Report = Callable[[Progress], None] | None
 Combine = Callable[[list[Denoiser]], Denoiser]
@@ -93,7 +88,7 @@ class Trellis:
         Raises:
             WeightsError: the encoder that makes it is not here.
         """
-        return None if self._make_null is None else self._pack(self._make_null())
+        return None if self._make_null is None else self.pack(self._make_null())
 
     def generate(
         self,
@@ -149,8 +144,8 @@ class Trellis:
         """The latents that `assets` decodes, to one format or several; see `generate`."""
         if mode is not None and mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
-        condition = self._pack(stream)
-        away = None if null is None else self._pack(null)
+        condition = self.pack(stream)
+        away = None if null is None else self.pack(null)
         if away is not None and len(away) != 1:
             raise ValueError(f"null must be a stream of one element, got {len(away)}")
         return self._sample_all(
@@ -378,7 +373,8 @@ class Trellis:
             progress(Progress(format, 1, 1))
         return made
 
-    def _pack(self, stream: TokenStream) -> Tensor:
+    def pack(self, stream: TokenStream) -> Tensor:
+        """The stream's groups side by side (B, S, C): the condition of each element."""
         condition = self.accepts.pack(stream).to(self.device, torch.float32)  # (B, S, C)
         return require_finite("condition", condition)
 
@@ -438,121 +434,10 @@ class Trellis:
         """
         return encode_mesh(self.encoders, mesh, views=views, generator=generator)
 
-    @torch.no_grad()
-    def variants(
-        self,
-        stream: TokenStream,
-        mesh: Mesh,
-        *,
-        seed: int,
-        progress: Report = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-    ) -> list[Mesh]:
-        """The shape of `mesh` in the appearance that each element (B, K, D) of `stream` describes.
-
-        Needs no encoder: the voxels of the mesh are kept, and only the second stage is sampled.
-        The mesh may be open, but then its voxels may enclose nothing that could be filled.
-
-        Raises:
-            ValueError: the mesh has no surface.
-            GenerationError: a stage produced nothing usable; the message names it.
-        """
-        resolution = self.models.latent_flow.resolution
-        voxels = voxelize(mesh, resolution)
-        at = Coordinates(voxels.at.coords.to(self.device), 1)
-        if self.config.fill_cavities and voxels.open_edges and not enclosed(at, resolution).any():
-            logger.warning(
-                "the mesh has %d open edges and its voxels enclose nothing: its inside cannot be "
-                "filled, so thick walls may come out hollow",
-                voxels.open_edges,
-            )
-        settings = self.config.latent.override(steps=steps, guidance=guidance)
-        latents = [
-            self.sample_latent(
-                condition, at, settings, torch.Generator().manual_seed(seed + k), progress
-            )
-            for k, condition in enumerate(self._pack(stream).split(1))
-        ]
-        return [as_mesh(self.decode(latent, progress)) for latent in latents]
-
-    def edit(
-        self,
-        stream: TokenStream,
-        original: SparseTensor,
-        *,
-        seed: int,
-        strength: float = 1.0,
-        structure_strength: float | None = None,
-        keep: Region | None = None,
-        progress: Report = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-    ) -> list[Mesh]:
-        """An encoded object, sampled again in part under each element (B, K, D) of `stream`.
-
-        Element k draws its noise from `seed + k`.
-
-        Args:
-            stream: tokens of what it shall become.
-            original: from `encode`.
-            seed: of the first element.
-            strength: how much of the schedule is sampled; 0 is the original, 1 starts from noise.
-            structure_strength: the same for the voxels alone; 0 keeps them. `strength` if None.
-            keep: region where voxels and latents stay; see `editing.box`. The surface near its
-                border may move a little, since neighbours are decoded together.
-            progress: called after every step of every stage.
-            steps: of both flow models; the pipeline's own numbers if None.
-            guidance: of both flow models, 0 is off; the pipeline's own if None.
-
-        Raises:
-            ValueError: a strength is not within 0..1, or the region answers with something else.
-            WeightsError: voxels are to be edited, and this pipeline has no encoders.
-            GenerationError: a stage produced nothing usable; the message names it.
-        """
-        both = strength if structure_strength is None else structure_strength
-        latents = [
-            edit_latent(
-                self, condition, original, seed=seed + k, strength=strength,
-                structure_strength=both, keep=keep, progress=progress, steps=steps,
-                guidance=guidance,
-            )
-            for k, condition in enumerate(self._pack(stream).split(1))
-        ]  # fmt: skip
-        return [as_mesh(self.decode(latent, progress)) for latent in latents]
-
-    def generate_mixed(
-        self,
-        streams: Sequence[TokenStream],
-        weights: Sequence[float],
-        *,
-        seed: int,
-        progress: Report = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-    ) -> list[Asset]:
-        """Meshes under several conditions at once: at each step the weighted mean of velocities.
-
-        Element k mixes element k (B, K, D) of every stream, such as one from a text and one from
-        a picture, and draws its noise from `seed + k`.
-
-        Raises:
-            ValueError: weights do not sum to 1, one is negative, or streams are not as many, or
-                of another batch size.
-            GenerationError: a stage produced nothing usable; the message names it.
-        """
-        conditions = [self._pack(stream).split(1) for stream in streams]
-        if len({len(each) for each in conditions}) != 1:
-            raise ValueError(
-                f"streams to mix need one batch size, got {[len(each) for each in conditions]}"
-            )
-        return [
-            self.generate_one(
-                torch.cat(several), seed=seed + k, progress=progress, steps=steps,
-                guidance=guidance, combine=mixed(weights),
-            )
-            for k, several in enumerate(zip(*conditions, strict=True))
-        ]  # fmt: skip
+    # What is done with the stages beside generating.
+    variants = editing.variants
+    edit = editing.edit
+    generate_mixed = editing.generate_mixed
 
 
 def require_finite(stage: str, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,45 +15,24 @@ from torch import Tensor, nn
 
 from modalign import WeightsError
 
+from .architectures import (
+    TRELLIS,
+    Architectures,
+    build_model,
+    cast_trunk,
+    random_model,
+    trunk_layers,
+)
 from .config import ModelFile, PipelineFile, TrellisConfig
 from .gaussians import SLatGaussianDecoder
-from .layers import SparseConv3d
 from .models import Models, StoredNetwork
 from .radiance_field import SLatRadianceFieldDecoder
 from .slat_flow import SLatFlowModel
-from .slat_vae import SLatEncoder, SLatMeshDecoder
+from .slat_vae import SLatMeshDecoder
 from .structure_flow import SparseStructureFlowModel
-from .structure_vae import SparseStructureDecoder, SparseStructureEncoder
+from .structure_vae import SparseStructureDecoder
 
 PIPELINE_FILE = "pipeline.json"
-# "Elastic" classes are the same networks with a training-time memory scheme around them.
-CLASSES: dict[str, Callable[..., nn.Module]] = {
-    "SparseStructureFlowModel": SparseStructureFlowModel,
-    "SparseStructureDecoder": SparseStructureDecoder,
-    "SparseStructureEncoder": SparseStructureEncoder,
-    "SLatFlowModel": SLatFlowModel,
-    "ElasticSLatFlowModel": SLatFlowModel,
-    "SLatMeshDecoder": SLatMeshDecoder,
-    "ElasticSLatMeshDecoder": SLatMeshDecoder,
-    "SLatGaussianDecoder": SLatGaussianDecoder,
-    "ElasticSLatGaussianDecoder": SLatGaussianDecoder,
-    "SLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
-    "ElasticSLatRadianceFieldDecoder": SLatRadianceFieldDecoder,
-    "SLatEncoder": SLatEncoder,
-    "ElasticSLatEncoder": SLatEncoder,
-}
-# Arguments that select what our classes always do; any other value is another network.
-FIXED_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "pe_mode": ("ape",),
-    "attn_mode": ("swin",),
-    "share_mod": (False,),
-    "use_skip_connection": (True,),
-    "norm_type": ("layer",),
-    "representation_config": ({"use_color": True},),
-    # How the reference trained, not what it computes.
-    "use_fp16": (True, False),
-    "use_checkpoint": (True, False),
-}
 ROLES: dict[str, type[nn.Module]] = {
     "sparse_structure_flow_model": SparseStructureFlowModel,
     "sparse_structure_decoder": SparseStructureDecoder,
@@ -64,9 +42,6 @@ ROLES: dict[str, type[nn.Module]] = {
     "slat_decoder_rf": SLatRadianceFieldDecoder,
 }
 SAMPLED = tuple(ROLES)[:3]  # what every format needs
-# Modules whose linear and convolutional layers run in half precision.
-TRUNK = ("blocks", "middle_block", "input_blocks", "out_blocks", "upsample")
-
 Record = TypeVar("Record", bound=BaseModel)
 
 
@@ -77,7 +52,7 @@ def read_pipeline(folder: Path) -> PipelineFile:
         WeightsError: it is missing, not JSON, lacks what we read, or lacks a model.
     """
     path = folder / PIPELINE_FILE
-    pipeline = _read(path, PipelineFile)
+    pipeline = read_record(path, PipelineFile)
     missing = [role for role in SAMPLED if role not in pipeline.args.models]
     if missing:
         raise WeightsError(f"{path} names no model for {', '.join(missing)}")
@@ -122,12 +97,10 @@ def random_pipeline(
     dtype: torch.dtype,
 ) -> tuple[Models, TrellisConfig]:
     """Models of given architectures with random weights; `files` holds one entry per role."""
-    built = {}
-    for role in pipeline.args.models:
-        with torch.device(device):
-            built[role] = build_model(files[role], f"the built-in {role}")
-        cast_trunk(built[role], dtype)
-        built[role].eval().requires_grad_(False)
+    built = {
+        role: random_model(files[role], f"the built-in {role}", device=device, dtype=dtype)
+        for role in pipeline.args.models
+    }
     return Models(built, pipeline.args.slat_normalization, device, built=built), _defaults(pipeline)
 
 
@@ -166,7 +139,12 @@ def load_model(stem: Path, expected: type[nn.Module]) -> nn.Module:
 
 
 def open_model(
-    stem: Path, expected: type[nn.Module], *, device: str | torch.device, dtype: torch.dtype
+    stem: Path,
+    expected: type[nn.Module],
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    architectures: Architectures = TRELLIS,
 ) -> StoredNetwork:
     """The model at <stem>.json and <stem>.safetensors, checked and not yet loaded.
 
@@ -174,9 +152,9 @@ def open_model(
         WeightsError: a file is missing, damaged, or not of the `expected` class.
     """
     description, weights = _with_suffix(stem, ".json"), _with_suffix(stem, ".safetensors")
-    file = _read(description, ModelFile)
+    file = read_record(description, ModelFile)
     with torch.device("meta"):
-        model = build_model(file, str(description))
+        model = build_model(file, str(description), architectures)
     if not isinstance(model, expected):
         raise WeightsError(
             f"{description} describes a {file.name}, but the pipeline needs a {expected.__name__}"
@@ -185,15 +163,21 @@ def open_model(
     expected_tensors = model.state_dict()
     with _opened(weights) as tensors:
         shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    _check_shapes(expected_tensors, shapes, weights)
+    ours = architectures.renamed(model)
+    stored = {
+        ours.get(name, name): name
+        for name in shapes
+        if name.rpartition(".")[2] not in architectures.computed
+    }
+    _check_shapes(expected_tensors, shapes, stored, weights)
 
     def load() -> nn.Module:
         """Tensor by tensor to device and dtype: no second copy of the network exists."""
         with torch.device("meta"):
-            empty = build_model(file, str(description))
+            empty = build_model(file, str(description), architectures)
         with _opened(weights) as tensors:
             found = {
-                name: tensors.get_tensor(name).to(device).to(wanted.dtype)
+                name: tensors.get_tensor(stored[name]).to(device).to(wanted.dtype)
                 for name, wanted in expected_tensors.items()
             }
         empty.load_state_dict(found, assign=True)
@@ -215,47 +199,11 @@ def _opened(weights: Path) -> Iterator[Any]:
         raise WeightsError(f"{weights} is damaged ({error}); download it again") from error
 
 
-def build_model(file: ModelFile, origin: str) -> nn.Module:
-    """A model with random weights, on the current default device.
-
-    Raises:
-        WeightsError: its class or an argument is one that this plugin does not have.
-    """
-    if file.name not in CLASSES:
-        raise WeightsError(
-            f"{origin}: unknown model class {file.name!r}; known: {', '.join(CLASSES)}"
-        )
-    build = CLASSES[file.name]
-    accepted = inspect.signature(build).parameters
-    arguments = {}
-    for name, value in file.args.items():
-        if name in accepted:
-            arguments[name] = value
-        elif name not in FIXED_ARGUMENTS:
-            raise WeightsError(f"{origin}: {file.name} has no argument {name!r}")
-        elif value not in FIXED_ARGUMENTS[name]:
-            raise WeightsError(f"{origin}: {name} = {value!r} is not supported by this plugin")
-    try:
-        return build(**arguments)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{origin}: {error}") from error
-
-
-def cast_trunk(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the layers that the reference runs in half precision; the others stay in float32.
-
-    These are the linear and convolutional layers inside blocks. Norms, embedders, and the input
-    and output layers keep their precision.
-    """
-    for layer in _trunk_layers(model):
-        layer.to(dtype)
-
-
 def save_model(model: nn.Module, file: ModelFile, stem: Path, dtype: torch.dtype) -> None:
     """Write a model as <stem>.json and <stem>.safetensors, its trunk in `dtype`."""
     from safetensors.torch import save_file
 
-    cast = {id(tensor) for layer in _trunk_layers(model) for tensor in layer.parameters()}
+    cast = {id(tensor) for layer in trunk_layers(model) for tensor in layer.parameters()}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = {
         name: tensor.detach().to("cpu", dtype if id(tensor) in cast else None).contiguous()
@@ -267,19 +215,16 @@ def save_model(model: nn.Module, file: ModelFile, stem: Path, dtype: torch.dtype
     save_file(tensors, _with_suffix(stem, ".safetensors"))
 
 
-def _trunk_layers(model: nn.Module) -> Iterator[nn.Module]:
-    for name, child in model.named_children():
-        if name in TRUNK:
-            for layer in child.modules():
-                if isinstance(layer, nn.Linear | nn.Conv3d | SparseConv3d):
-                    yield layer
-
-
 def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)  # with_suffix would cut a name at its first dot
 
 
-def _read(path: Path, record: type[Record]) -> Record:
+def read_record(path: Path, record: type[Record]) -> Record:
+    """The content of a .json file.
+
+    Raises:
+        WeightsError: it is missing, damaged, or describes something else.
+    """
     if not path.is_file():
         raise WeightsError(f"{path} is missing; download it again")
     try:
@@ -294,16 +239,20 @@ def _read(path: Path, record: type[Record]) -> Record:
 
 
 def _check_shapes(
-    tensors: Mapping[str, Tensor], got: Mapping[str, tuple[int, ...]], path: Path
+    tensors: Mapping[str, Tensor],
+    got: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, str],
+    path: Path,
 ) -> None:
+    """Compare with what a file holds; `stored` has its name for each of our tensors."""
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     misfits = [
-        *(f"{name} is missing" for name in sorted(set(expected) - set(got))),
-        *(f"{name} is unknown" for name in sorted(set(got) - set(expected))),
+        *(f"{name} is missing" for name in sorted(set(expected) - set(stored))),
+        *(f"{stored[name]} is unknown" for name in sorted(set(stored) - set(expected))),
         *(
-            f"{name} is {got[name]}, expected {shape}"
+            f"{stored[name]} is {got[stored[name]]}, expected {shape}"
             for name, shape in expected.items()
-            if name in got and got[name] != shape
+            if name in stored and got[stored[name]] != shape
         ),
     ]
     if misfits:

@@ -11,26 +11,45 @@ from modalign import ModalignError, PromptError
 
 OPAQUE = 0.8 * 255  # alpha above which a pixel belongs to the object
 MARGIN = 1.2  # side of the crop over the longer side of the object
-REMOVAL_SIDE = 1024  # longer side at which a background is removed
+LONGEST = 1024  # longer side at which a background is removed
 REMOVAL_NETWORK = "u2net"  # of the reference; rembg fetches it, 176 MB
 WITHOUT_ALPHA = ("CMYK", "YCbCr", "LAB", "HSV")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def object_picture(image: Image.Image, size: int) -> Image.Image:
+def object_picture(
+    image: Image.Image, size: int, margin: float = MARGIN, longest: int | None = None
+) -> Image.Image:
     """An RGB picture (size, size) of the object in any picture, on black.
 
     Where a pixel is transparent, transparency says what the object is. Otherwise the background
     is removed by rembg, at a longer side of at most 1024.
+
+    Args:
+        image: any picture.
+        size: side of the result.
+        margin: side of the crop over the longer side of the object.
+        longest: longer side to which every picture is shrunk first; as it is if None.
 
     Raises:
         PromptError: the picture is animated, or nothing in it is opaque.
         ModalignError: the background must be removed, and rembg is not installed or fails.
     """
     picture = with_alpha(image)
+    if longest is not None:
+        picture = shrunk(picture, longest)
     if picture.getextrema()[3][0] == 255:
         picture = without_background(picture.convert("RGB"))
-    return crop_to_object(picture, size)
+    return crop_to_object(picture, size, margin)
+
+
+def shrunk(picture: Image.Image, longest: int) -> Image.Image:
+    """The picture with a longer side of at most `longest`."""
+    scale = longest / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, int(side * scale)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
@@ -68,10 +87,7 @@ def without_background(picture: Image.Image) -> Image.Image:
             "the picture has no transparent background, and removing one needs rembg: "
             "pip install modalign[background], or give a PNG whose background is transparent"
         ) from error
-    shrink = REMOVAL_SIDE / max(picture.size)
-    if shrink < 1:
-        width, height = (max(1, int(side * shrink)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = shrunk(picture, LONGEST)
     try:
         removed: Any = rembg.remove(picture, session=rembg.new_session(REMOVAL_NETWORK))
     except Exception as error:  # onnxruntime and the download raise many kinds
@@ -83,7 +99,7 @@ def without_background(picture: Image.Image) -> Image.Image:
     return cut
 
 
-def crop_to_object(image: Image.Image, size: int) -> Image.Image:
+def crop_to_object(image: Image.Image, size: int, margin: float = MARGIN) -> Image.Image:
     """An RGB picture (size, size) of an RGBA picture's object, premultiplied on black.
 
     Raises:
@@ -96,7 +112,7 @@ def crop_to_object(image: Image.Image, size: int) -> Image.Image:
         raise PromptError("no pixel of the picture is opaque: there is no object to crop to")
     (top, left), (bottom, right) = opaque.min(axis=0), opaque.max(axis=0)
     centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
-    half = int(max(right - left, bottom - top) * MARGIN) // 2
+    half = int(max(right - left, bottom - top) * margin) // 2
     if half == 0:
         raise PromptError(
             f"the object in the picture is {right - left + 1} x {bottom - top + 1} pixels; there "

@@ -10,6 +10,8 @@ import math
 
 import pytest
 import torch
+from modalign_plugins.generators.trellis import groups, rows
+from modalign_plugins.generators.trellis.architectures import build_model, cast_trunk
 from modalign_plugins.generators.trellis.sparse import Coordinates, SparseTensor
 from modalign_plugins.generators.trellis.trellis2 import loader, modalign_generators, sizes
 from modalign_plugins.generators.trellis.trellis2.decoder import ConvNeXtBlock, UpsampleBlock
@@ -92,7 +94,7 @@ def test_the_hidden_width_of_the_released_ratio_is_8192():
 
 def test_the_trunk_alone_is_in_the_type_asked_for():
     network = model("shape_slat_flow_model_512")
-    loader.cast_trunk(network, torch.bfloat16)
+    cast_trunk(network, torch.bfloat16)
     types = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     assert types["blocks.0.self_attn.to_qkv.weight"] == torch.bfloat16
     for name in ("blocks.0.modulation", "adaLN_modulation.1.weight", "out_layer.weight"):
@@ -187,6 +189,28 @@ def structure_flow():
 @pytest.fixture(scope="module")
 def latent_flow():
     return shaken(LatentFlowModel(**FLOW | {"in_channels": 6}), seed=1).requires_grad_(False)
+
+
+def test_runs_of_rows_change_nothing(latent_flow, monkeypatch):
+    """Runs of 8 rows, as without gradients, beside all rows at once, as with them."""
+    monkeypatch.setattr(rows, "RUN", 8)
+    counts = [19, 3, 8]
+    at = Coordinates(
+        torch.tensor([[b, k, 2 * k, b] for b, n in enumerate(counts) for k in range(n)])
+    )
+    draw = torch.Generator().manual_seed(0)
+    x = SparseTensor(at, torch.randn(sum(counts), 6, generator=draw))
+    t, condition = torch.tensor([900.0, 10.0, 400.0]), torch.randn(3, 5, 10, generator=draw)
+    calls = []
+    in_runs = groups.in_runs
+    monkeypatch.setattr(groups, "in_runs", lambda *a: calls.append(a) or in_runs(*a))
+    with torch.no_grad():
+        short = latent_flow(x, t, condition).feats
+    assert len(calls) == 3 * len(latent_flow.blocks)
+    with torch.enable_grad():
+        whole = latent_flow(x, t, condition).feats
+    assert len(calls) == 3 * len(latent_flow.blocks)
+    torch.testing.assert_close(short, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_the_latent_flow_is_what_its_description_says(latent_flow):
@@ -360,4 +384,4 @@ def test_elements_of_a_batch_are_decoded_as_if_alone():
 def test_an_architecture_we_lack_is_refused(role, args, message):
     file = MODELS[role].model_copy(update={"args": MODELS[role].args | args})
     with pytest.raises(WeightsError, match=message):
-        loader.build_model(file, "here.json")
+        build_model(file, "here.json", loader.TRELLIS2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from modalign_plugins.generators.trellis import Trellis, loader
+from modalign_plugins.generators.trellis import Trellis, architectures, loader
 from modalign_plugins.generators.trellis.config import SamplerSettings
 from modalign_plugins.generators.trellis.editing import (
     box,
@@ -28,7 +28,7 @@ SETTINGS = SamplerSettings(steps=5, cfg_strength=2)
 
 def tiny_encoders():
     built = [
-        shaken(loader.build_model(file, role), seed).eval().requires_grad_(False)
+        shaken(architectures.build_model(file, role), seed).eval().requires_grad_(False)
         for seed, (role, file) in enumerate(ENCODERS.items())
     ]
     return Encoders(*built, "distances")

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from modalign_plugins.datasets.toybox import Toybox
-from modalign_plugins.generators.trellis import MINI_FOLDER, loader, modalign_generators
+from modalign_plugins.generators.trellis import (
+    MINI_FOLDER,
+    architectures,
+    loader,
+    modalign_generators,
+)
 from modalign_plugins.generators.trellis.distances import REACH, closest, distance_features
 from modalign_plugins.generators.trellis.encoding import (
     RELEASED_ENCODERS,
@@ -277,7 +282,7 @@ def test_released_encoders_are_fetched_when_first_asked_for_and_read_views(tmp_p
     """A repository laid out like the official one, whose pipeline.json lists no encoder."""
     trellis_tiny.write_pipeline(tmp_path / "repository")
     for seed, (role, file) in enumerate(trellis_tiny.ENCODERS.items()):
-        model = shaken(loader.build_model(file, role), seed)
+        model = shaken(architectures.build_model(file, role), seed)
         stem = tmp_path / "repository" / RELEASED_ENCODERS[role]
         loader.save_model(model, file, stem, torch.float16)
     asked = []

@@ -469,3 +469,16 @@ def test_text_pipelines_lead_away_from_the_tokens_of_an_empty_text(monkeypatch):
     assert built.null.shape == (1, 77, 768)
     assert asked == [[""]]
     assert SPECS["trellis-image-large"].build(weights="random", device="meta").null is None
+
+
+@pytest.mark.parametrize("spec", modalign_generators(), ids=lambda spec: spec.name)
+def test_the_formats_of_the_catalogue_are_those_of_the_networks(spec):
+    """On the meta device, where the networks of the largest take no memory."""
+    roles = spec.build(weights="random", device="meta").models.roles
+    refused = [name for name in formats.FORMATS if name not in spec.formats]
+    for name in spec.formats:
+        assert set(formats.FORMATS[name]) <= set(roles)
+    for name in refused:
+        with pytest.raises(GenerationError, match="it can make mesh"):
+            formats.decoders(name, roles)
+    assert spec.formats[0] == spec.produces == "mesh"

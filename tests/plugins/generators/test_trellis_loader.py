@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from modalign_plugins.generators.trellis import loader, modalign_generators
+from modalign_plugins.generators.trellis import architectures, loader, modalign_generators
 from modalign_plugins.generators.trellis.config import ModelFile, SamplerEntry
 from modalign_plugins.generators.trellis.slat_flow import SLatFlowModel
 from modalign_plugins.weights import sources
@@ -216,7 +216,7 @@ def test_an_architecture_we_lack_is_refused(name, args, message):
     model = MODELS["slat_flow_model"]
     file = ModelFile(name=name or model.name, args=model.args | args)
     with pytest.raises(WeightsError, match=message):
-        loader.build_model(file, "here.json")
+        architectures.build_model(file, "here.json")
 
 
 def test_a_model_in_the_wrong_role_is_refused(folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modalign_plugins.generators.trellis import attention, loader, sizes
+from modalign_plugins.generators.trellis import architectures, attention, loader, sizes
 from modalign_plugins.generators.trellis.blocks import FlowContext, ModulatedBlock, WindowedBlock
 from modalign_plugins.generators.trellis.config import ModelFile
 from modalign_plugins.generators.trellis.groups import Segments, TokenGroups
@@ -56,8 +56,10 @@ def described(file):
     """A released network on the meta device, in the types of its file."""
     released = RELEASED[file]
     with torch.device("meta"):
-        model = loader.build_model(ModelFile(name=released["name"], args=released["args"]), file)
-    loader.cast_trunk(model, torch.float16)
+        model = architectures.build_model(
+            ModelFile(name=released["name"], args=released["args"]), file
+        )
+    architectures.cast_trunk(model, torch.float16)
     return model
 
 
@@ -101,7 +103,7 @@ def test_the_predicted_size_is_that_of_a_written_file(tmp_path):
         out_channels=1, latent_channels=2, channels=[8, 4], num_res_blocks=1
     )
     loader.save_model(model, ModelFile(name="", args={}), tmp_path / "x", torch.float16)
-    loader.cast_trunk(model, torch.float16)
+    architectures.cast_trunk(model, torch.float16)
     assert (tmp_path / "x.safetensors").stat().st_size == file_size(model.state_dict())
 
 
@@ -119,7 +121,7 @@ def test_a_built_in_pipeline_is_the_released_one(name):
         known = {**released["args"]}
         for argument, value in model.args.items():
             assert known.pop(argument, value) == value, (role, argument)
-        assert set(known) <= set(loader.FIXED_ARGUMENTS), (role, known)
+        assert set(known) <= set(architectures.FIXED_ARGUMENTS), (role, known)
         assert released["name"].removeprefix("Elastic") == model.name
 
 

@@ -29,6 +29,25 @@ def test_the_crop_is_centred_on_the_object_with_a_margin_of_a_fifth():
     assert np.array_equal(square, expected)
 
 
+def test_trellis2_crops_to_the_object_itself():
+    """Longer side 20 pixels: a crop of 19, and twice 19 // 2 is 18, one pixel less on each side."""
+    crop = installed().get("generators", "trellis2-512").crop
+    assert crop.keywords == {"size": 512, "margin": 1.0, "longest": 1024}
+    square = np.asarray(crop(cut_out(), size=18))
+    expected = np.zeros((18, 18, 3), np.uint8)
+    expected[5:15] = np.asarray(cut_out())[5:15, 10:28, :3]  # Pillow rounds 10.5 to 10, 0.5 to 0
+    assert np.array_equal(square, expected)
+    assert crop(cut_out()).size == (512, 512)
+
+
+def test_a_large_picture_is_shrunk_before_the_crop_where_that_is_asked_for():
+    large = cut_out().resize((3000, 2000), Image.Resampling.NEAREST)
+    small = large.resize((1024, 682), Image.Resampling.LANCZOS)
+    made = preprocess.object_picture(large, 64, margin=1.0, longest=1024)
+    assert made.tobytes() == preprocess.object_picture(small, 64, margin=1.0).tobytes()
+    assert made.tobytes() != preprocess.object_picture(large, 64, margin=1.0).tobytes()
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBa"])
 def test_transparency_counts_in_every_mode_that_has_it(mode):
     expected = preprocess.object_picture(cut_out(), 64)

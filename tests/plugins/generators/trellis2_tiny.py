@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from modalign_plugins.generators.trellis.architectures import build_model
 from modalign_plugins.generators.trellis.config import ModelFile, Normalization
 from modalign_plugins.generators.trellis.loader import save_model
 from modalign_plugins.generators.trellis.trellis2 import loader
@@ -102,7 +103,7 @@ MODELS = {
 
 def model(role: str, seed: int = 0) -> nn.Module:
     """The tiny network of a role, no weight of it zero."""
-    return shaken(loader.build_model(MODELS[role], role), seed)
+    return shaken(build_model(MODELS[role], role, loader.TRELLIS2), seed)
 
 
 def write_pipeline(folder: Path) -> None:

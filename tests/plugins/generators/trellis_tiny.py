@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from modalign_plugins.generators.trellis import loader
+from modalign_plugins.generators.trellis import architectures, loader
 from modalign_plugins.generators.trellis.config import (
     ModelFile,
     Normalization,
@@ -125,5 +125,5 @@ def write_pipeline(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "pipeline.json").write_text(PIPELINE.model_dump_json())
     for seed, (role, file) in enumerate(MODELS.items()):
-        model = shaken(loader.build_model(file, role), seed)
+        model = shaken(architectures.build_model(file, role), seed)
         loader.save_model(model, file, folder / PIPELINE.args.models[role], torch.float16)

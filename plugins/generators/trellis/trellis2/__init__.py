@@ -6,10 +6,12 @@ or a piece of one, or turns voxels into a surface.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from modalign_plugins.generators.trellis.preprocess import object_picture
 from modalign_plugins.weights import sources
 
 from modalign import GeneratorSpec, hookimpl
@@ -27,6 +29,7 @@ from .material import MaterialMesh
 from .sizes import MODELS, PIPELINE, REPOSITORY, STREAM
 
 NAME = "trellis2-512"
+IMAGE_SIZE = 512  # of its encoder
 
 __all__ = ["MaterialMesh", "SamplerSettings", "Trellis2", "Trellis2Config"]
 
@@ -68,5 +71,6 @@ def modalign_generators() -> list[GeneratorSpec]:
             license="MIT (the encoder: DINOv3 License)",
             null_condition="zeros",
             image_domain="one object on black, cropped to its bounding box",
+            crop=partial(object_picture, size=IMAGE_SIZE, margin=1.0, longest=1024),
         )
     ]

@@ -8,6 +8,8 @@ Legend: N tokens, B batch elements, S context tokens, H heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from modalign_plugins.generators.trellis.attention import (
     CrossAttention,
@@ -43,7 +45,7 @@ def rotation_angles(xyz: Tensor, head_dim: int) -> Tensor:
     return nn.functional.pad(angle, (0, head_dim // 2 - angle.shape[1]))
 
 
-def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, turns: Sequence[Tensor]) -> Tensor:
     """Turn neighbouring pairs of x (N, ..., H, D) by (cos, sin) of (N, D / 2), in float32."""
     cos, sin = (
         part.view(len(part), *(1,) * (x.ndim - 2), -1) for part in turns
@@ -56,17 +58,10 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 class RotarySelfAttention(SelfAttention):
     """Self-attention whose queries and keys are normalised, then turned by their places."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, segments: Segments, turns: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Tokens (N, C) after attending within their batch element."""
-        assert self.q_rms_norm is not None
-        assert self.k_rms_norm is not None
-        q, k, v = self.to_qkv(x).view(len(x), 3, self.num_heads, -1).unbind(dim=1)
-        qk = torch.stack([self.q_rms_norm(q), self.k_rms_norm(k)], dim=1)  # (N, 2, H, D)
-        qkv = torch.cat([rotate(qk, turns), v[:, None]], dim=1)
-        out: Tensor = self.to_out(attend_in_groups(qkv, segments.groups).reshape(len(x), -1))
-        return out
+    def turned(self, x: Tensor, turns: Sequence[Tensor]) -> Tensor:
+        """Queries, keys and values (N, 3, H, D) of tokens (N, C)."""
+        qkv = self.project(x)
+        return torch.cat([rotate(qkv[:, :2], turns), qkv[:, 2:]], dim=1)
 
 
 class Block(nn.Module):
@@ -93,14 +88,25 @@ class Block(nn.Module):
         turns: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Tokens (N, C) given the shared modulation (B, 6C) and what the context says."""
-        rows = segments.spread((modulation + self.modulation).to(x.dtype))
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = rows.chunk(6, dim=-1)
-        h = self.norm1(x) * (1 + scale) + shift
-        x = x + self.self_attn(h, segments, turns) * gate
+        modulation = (modulation + self.modulation).to(x.dtype)
+        qkv = segments.each_row(self._project, modulation, x, *turns)
+        attended = attend_in_groups(qkv, segments.groups).flatten(1)
+        x = segments.each_row(self._join, modulation, x, attended)
         x = x + self.cross_attn(self.norm2(x), context, segments)
-        h = self.norm3(x) * (1 + mlp_scale) + mlp_shift
-        out: Tensor = x + self.mlp(h) * mlp_gate
-        return out
+        return segments.each_row(self._feed_forward, modulation, x)
+
+    def _project(self, modulation: Tensor, x: Tensor, *turns: Tensor) -> Tensor:
+        shift, scale, *_ = modulation.chunk(6, dim=-1)
+        return self.self_attn.turned(self.norm1(x) * (1 + scale) + shift, turns)
+
+    def _join(self, modulation: Tensor, x: Tensor, attended: Tensor) -> Tensor:
+        gate = modulation.chunk(6, dim=-1)[2]
+        return x + self.self_attn.to_out(attended) * gate
+
+    def _feed_forward(self, modulation: Tensor, x: Tensor) -> Tensor:
+        *_, shift, scale, gate = modulation.chunk(6, dim=-1)
+        h = self.norm3(x) * (1 + scale) + shift
+        return x + self.mlp(h) * gate
 
 
 class RotaryTransformer(nn.Module):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from modalign_plugins.generators.trellis.architectures import Architectures, random_model
 from modalign_plugins.generators.trellis.config import ModelFile
 from modalign_plugins.generators.trellis.layers import SparseConv3d
-from modalign_plugins.generators.trellis.loader import cast_trunk, model_stem
+from modalign_plugins.generators.trellis.loader import model_stem, open_model, read_record
 from modalign_plugins.generators.trellis.structure_vae import SparseStructureDecoder
-from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from modalign import WeightsError
@@ -56,10 +54,23 @@ FIXED_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "use_fp16": (True, False),
     "use_checkpoint": (True, False),
 }
-# Places turned into tables, which we compute.
-DERIVED_TENSORS = ("rope_phases",)
 
-Record = TypeVar("Record", bound=BaseModel)
+
+def _inner_names(model: nn.Module) -> dict[str, str]:
+    """Official names of the sparse convolutions' tensors, and ours: one level deeper."""
+    names = {}
+    for path, module in model.named_modules():
+        if isinstance(module, SparseConv3d):
+            names.update({f"{path}.{part}": f"{path}.conv.{part}" for part in ("weight", "bias")})
+    return names
+
+
+TRELLIS2 = Architectures(
+    CLASSES,
+    FIXED_ARGUMENTS,
+    computed=("rope_phases",),  # places turned into tables
+    renamed=_inner_names,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def read_pipeline(folder: Path) -> PipelineFile:
         WeightsError: it is missing, not JSON, lacks what we read, or lacks a model.
     """
     path = folder / PIPELINE_FILE
-    pipeline = _read(path, PipelineFile)
+    pipeline = read_record(path, PipelineFile)
     missing = sorted({role for role, _ in ROLES.values()} - set(pipeline.args.models))
     if missing:
         raise WeightsError(f"{path} names no model for {', '.join(missing)}")
@@ -134,8 +145,8 @@ def load_networks(
         owner, inner = _split(entry)
         known = (others or {}).get(owner)
         stem = known / inner if known else model_stem(folder, entry)
-        checked_model(stem, expected)
-        loads[field] = partial(load_model, stem, expected, device=device, dtype=dtype)
+        stored = open_model(stem, expected, device=device, dtype=dtype, architectures=TRELLIS2)
+        loads[field] = stored.load
     return Networks(**loads)
 
 
@@ -145,116 +156,12 @@ def random_networks(
     """Networks of given architectures with random weights, all kept; one file per role."""
     kept: dict[str, Any] = {}
     for field, (role, _) in ROLES.items():
-        with torch.device(device):
-            model = build_model(files[role], f"the built-in {role}")
-        cast_trunk(model, dtype)
-        model.eval().requires_grad_(False)
-        kept[field] = partial(_same, model)
+        origin = f"the built-in {role}"
+        built = random_model(
+            files[role], origin, device=device, dtype=dtype, architectures=TRELLIS2
+        )
+        kept[field] = partial(_same, built)
     return Networks(**kept)
-
-
-def build_model(file: ModelFile, origin: str) -> nn.Module:
-    """A model with random weights, on the current default device.
-
-    Raises:
-        WeightsError: its class or an argument is one that this plugin does not have.
-    """
-    if file.name not in CLASSES:
-        raise WeightsError(
-            f"{origin}: unknown model class {file.name!r}; known: {', '.join(CLASSES)}"
-        )
-    build = CLASSES[file.name]
-    accepted = inspect.signature(build).parameters
-    arguments = {}
-    for name, value in file.args.items():
-        if name in accepted:
-            arguments[name] = value
-            continue
-        if name not in FIXED_ARGUMENTS:
-            raise WeightsError(f"{origin}: {file.name} has no argument {name!r}")
-        entries = value if isinstance(value, list) else [value]
-        if not all(entry in FIXED_ARGUMENTS[name] for entry in entries):
-            raise WeightsError(f"{origin}: {name} = {value!r} is not supported by this plugin")
-    try:
-        return build(**arguments)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{origin}: {error}") from error
-
-
-def checked_model(stem: Path, expected: type[nn.Module]) -> tuple[nn.Module, dict[str, str]]:
-    """The model at <stem>.json on the meta device, and its tensors' names in <stem>.safetensors.
-
-    Only headers are read. A sparse convolution's tensors lie one level higher in the official
-    files (`conv.weight`) than in TRELLIS's and ours (`conv.conv.weight`): both are understood.
-
-    Raises:
-        WeightsError: a file is missing, damaged, or not of the `expected` class.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    description, weights = _suffixed(stem, ".json"), _suffixed(stem, ".safetensors")
-    file = _read(description, ModelFile)
-    with torch.device("meta"):
-        model = build_model(file, str(description))
-    if not isinstance(model, expected):
-        raise WeightsError(
-            f"{description} describes a {file.name}, but the pipeline needs a {expected.__name__}"
-        )
-    if not weights.is_file():
-        raise WeightsError(f"{weights} is missing; download it again")
-    try:
-        with safe_open(weights, framework="pt") as opened:
-            got = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-    except SafetensorError as error:
-        raise WeightsError(f"{weights} is damaged ({error}); download it again") from error
-    inner = _inner_names(model)
-    names = {
-        inner.get(name, name): name
-        for name in got
-        if name.rpartition(".")[2] not in DERIVED_TENSORS
-    }
-    expected_shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    misfits = [
-        *(f"{name} is missing" for name in sorted(set(expected_shapes) - set(names))),
-        *(f"{names[name]} is unknown" for name in sorted(set(names) - set(expected_shapes))),
-        *(
-            f"{names[name]} is {got[names[name]]}, expected {shape}"
-            for name, shape in expected_shapes.items()
-            if name in names and got[names[name]] != shape
-        ),
-    ]
-    if misfits:
-        shown = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if misfits[3:] else "")
-        raise WeightsError(f"{weights} does not fit the .json beside it: {shown}")
-    return model, names
-
-
-def load_model(
-    stem: Path, expected: type[nn.Module], *, device: str | torch.device, dtype: torch.dtype
-) -> nn.Module:
-    """The frozen model at <stem>, tensor by tensor straight to its device and type.
-
-    Raises:
-        WeightsError: a file is missing, damaged, or not of the `expected` class.
-    """
-    from safetensors import safe_open
-
-    model, names = checked_model(stem, expected)
-    cast_trunk(model, dtype)
-    types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    with safe_open(_suffixed(stem, ".safetensors"), framework="pt", device=str(device)) as opened:
-        tensors = {name: opened.get_tensor(names[name]).to(types[name]) for name in types}
-    model.load_state_dict(tensors, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _inner_names(model: nn.Module) -> dict[str, str]:
-    """Official names of the sparse convolutions' tensors, and ours."""
-    names = {}
-    for path, module in model.named_modules():
-        if isinstance(module, SparseConv3d):
-            names.update({f"{path}.{part}": f"{path}.conv.{part}" for part in ("weight", "bias")})
-    return names
 
 
 def _split(entry: str) -> tuple[str, str]:
@@ -265,21 +172,3 @@ def _split(entry: str) -> tuple[str, str]:
 
 def _same(model: nn.Module) -> nn.Module:
     return model
-
-
-def _suffixed(stem: Path, suffix: str) -> Path:
-    return stem.with_name(stem.name + suffix)  # with_suffix would cut a name at its first dot
-
-
-def _read(path: Path, record: type[Record]) -> Record:
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; download it again")
-    try:
-        return record.model_validate(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
-    except ValidationError as error:
-        where = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-        )
-        raise WeightsError(f"{path} does not describe what it should: {where}") from error
