@@ -10,6 +10,7 @@ STRUCTURE_FLOW_ARGS = MINI_MODELS["sparse_structure_flow_model"].args
 DECODER_ARGS = MINI_MODELS["sparse_structure_decoder"].args
 SLAT_FLOW_ARGS = MINI_MODELS["slat_flow_model"].args
 MESH_DECODER_ARGS = MINI_MODELS["slat_decoder_mesh"].args
+GAUSSIAN_DECODER_ARGS = MINI_MODELS["slat_decoder_gs"].args
 
 STRUCTURE: int = MESH_DECODER_ARGS["resolution"]  # cells of the occupancy grid
 LATENT: int = MESH_DECODER_ARGS["latent_channels"]

@@ -89,6 +89,7 @@ def write_pipeline(mean: list[float], std: list[float]) -> None:
         "sparse_structure_decoder": "ckpts/ss_dec",
         "slat_flow_model": "ckpts/slat_flow",
         "slat_decoder_mesh": "ckpts/slat_dec_mesh",
+        "slat_decoder_gs": "ckpts/slat_dec_gs",
         "sparse_structure_encoder": "ckpts/ss_enc",
         "slat_encoder": "ckpts/slat_enc",
     }

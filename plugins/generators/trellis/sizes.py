@@ -193,6 +193,7 @@ MINI_PIPELINE = PipelineFile(
             "sparse_structure_decoder": "ckpts/ss_dec",
             "slat_flow_model": "ckpts/slat_flow",
             "slat_decoder_mesh": "ckpts/slat_dec_mesh",
+            "slat_decoder_gs": "ckpts/slat_dec_gs",
         },
         sparse_structure_sampler=IMAGE_SAMPLER,
         slat_sampler=IMAGE_SAMPLER,
@@ -246,6 +247,24 @@ MINI_MODELS = {
             "mlp_ratio": 4,
             "window_size": 8,
             "num_groups": 8,
+        },
+    ),
+    # Voxels are four times as wide as the released ones, their splats three times, and half as many.
+    "slat_decoder_gs": ModelFile(
+        name="SLatGaussianDecoder",
+        args={
+            "resolution": 16,
+            "model_channels": 96,
+            "latent_channels": 8,
+            "num_blocks": 3,
+            "num_heads": 3,
+            "mlp_ratio": 4,
+            "window_size": 8,
+            "representation_config": {
+                **RELEASED_REPRESENTATION,
+                "num_gaussians": 16,
+                "scaling_bias": 0.012,
+            },
         },
     ),
 }
