@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import math
 
-import numpy as np
 import shapes
 import torch
-from configs import GAUSSIAN_DECODER_ARGS, STRUCTURE
+from configs import GAUSSIAN_DECODER_ARGS
 from flows import slat_latents
 from modalign_plugins.generators.trellis.flexicubes import (
     COLOR,

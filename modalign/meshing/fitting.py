@@ -80,12 +80,13 @@ def fit(
             0.5 + 0.5 * float(np.cos(np.pi * share_done))
         )
         tap_, weight_, target = batches[step % len(batches)]
-        drawn = torch.nn.functional.embedding_bag(
-            tap_, texture, per_sample_weights=weight_, mode="sum"
-        )
-        loss = (drawn - target).abs().mean()
-        if total_variation:
-            loss = loss + total_variation * (texture[first] - texture[second]).abs().mean()
+        with torch.enable_grad():  # whoever calls may have switched gradients off
+            drawn = torch.nn.functional.embedding_bag(
+                tap_, texture, per_sample_weights=weight_, mode="sum"
+            )
+            loss = (drawn - target).abs().mean()
+            if total_variation:
+                loss = loss + total_variation * (texture[first] - texture[second]).abs().mean()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
