@@ -310,10 +310,11 @@ class DatasetSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSpec(PluginSpec):
-    """`run(recipe, output, limit=None, progress=None)` measures a recipe; returns Markdown.
+    """`run(recipe, output, limit=None, progress=None, weights=None)` measures a recipe: Markdown.
 
     It writes `report.json` and `report.md` into the folder `output`, and keeps there what it needs
-    to continue after it was stopped. `limit` is a number of samples below the suite's own.
+    to continue after it was stopped. `limit` is a number of samples below the suite's own;
+    `weights` are checkpoints by name of recipe, instead of those that ship.
     """
 
     run: Callable[..., str]

@@ -42,7 +42,7 @@ def test_every_installed_plugin_loads() -> None:
 def test_the_shipped_weights_fit_their_budget() -> None:
     files = [path for path in (ROOT / "plugins" / "weights").rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files)
-    assert total <= 42e6, f"{total / 1e6:.1f} MB of weights; the package ships at most 42 MB"
+    assert total <= 40e6, f"{total / 1e6:.1f} MB of weights; the package ships at most 40 MB"
 
 
 def test_no_lock_file_names_a_registry() -> None:

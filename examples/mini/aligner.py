@@ -8,20 +8,43 @@ from __future__ import annotations
 
 import argparse
 import random
+from pathlib import Path
+from typing import Any
 
 import torch
 from cache import pictures, texts, tokens
 from publish import WEIGHTS, history
 from torch import Tensor
-from trainer import Trainer, compile_forward, quick
+from trainer import RUNS, Trainer, compile_forward, quick
 
 import modalign
-from modalign import Prompt
+from modalign import Prompt, TokenStreamSpec
+from modalign.assembly import described
 from modalign.checkpoint import load_trained, save_checkpoint
+from modalign.fingerprint import fingerprint
+from modalign.fitting import fit
+from modalign.recipe import Recipe
 
-STEPS = {1: 3000, 2: 15_000}
+STEPS = {1: 3000, 2: 24_000}
 NOISES = 4  # targets per prompt: reading one takes 0.6 to 1.2 times as long as the head
 VIEWS = {1: (0, 1), 2: (2, 3)}  # of the cache: two scenes, two assets
+
+
+def file_of(recipe: Recipe) -> Path:
+    """Where its weights go: into the package, or beside the state if they do not ship."""
+    return (WEIGHTS if recipe.checkpoint else RUNS) / f"{recipe.name}.safetensors"
+
+
+def statistics(stream: TokenStreamSpec, targets: Any) -> dict[str, dict[str, float]]:
+    """Mean and deviation of all numbers of each group in targets (objects, views, N, D)."""
+    groups = stream.split(torch.from_numpy(targets).flatten(0, 1))
+    return {
+        name: {
+            "mean": round(float(tokens.mean(dtype=torch.float64)), 5),
+            "deviation": round(float(tokens.double().std()), 5),
+        }
+        for name, tokens in groups.items()
+    }
 
 
 def main() -> None:
@@ -39,8 +62,7 @@ def main() -> None:
     # Training needs no generator, and the mini one may not be trained yet.
     pipeline = modalign.build(recipe.derive(generator=None), weights="untrained").train()
     if options.stage == 2:
-        start = WEIGHTS / f"{first.name}.safetensors"
-        trained = load_trained(start, first, pipeline.stream, pipeline.trainable())
+        trained = load_trained(file_of(first), first, pipeline.stream, pipeline.trainable())
         pipeline.load_state_dict(trained.tensors)
     compile_forward(pipeline.head)
     known, targets = texts(), tokens()
@@ -74,11 +96,16 @@ def main() -> None:
 
     trainer.run(losses, batch_size=recipe.training.batch_size)
     save_checkpoint(
-        WEIGHTS / f"{recipe.name}.safetensors",
+        file_of(recipe),
         {name: tensor.detach().half() for name, tensor in pipeline.trainable().items()},
         recipe,
         pipeline.stream,
-        {"training": history(trainer)},
+        {
+            **described(fit(recipe, modalign.installed())),
+            "fingerprint": fingerprint(pipeline.parts.encoder),
+            "statistics": statistics(pipeline.stream, targets[:, list(views)]),
+            "training": history(trainer),
+        },
     )
 
 

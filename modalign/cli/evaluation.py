@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +19,21 @@ def bench(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Fewer samples than the suite's own number.")
     ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH: trained weights of the recipe or a variant of it."),
+    ] = None,
 ) -> None:
     """Run an evaluation suite; stopped, it continues where it was when started again."""
     from modalign.registry import installed, missing_modules
     from modalign.terminal import stages
 
+    weights: dict[str, Path] = {}
+    for text in checkpoint or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ModalignError(f"--checkpoint {text!r} names no file; write {recipe}=PATH")
+        weights[name] = Path(path)
     registry = installed()
     chosen = registry.get("suites", suite)
     missing = missing_modules(chosen.requires)
@@ -33,7 +43,10 @@ def bench(
             "for built-in suites: pip install modalign[eval]"
         )
     folder = output or Path("runs") / "bench" / recipe / suite
+    asked: dict[str, Any] = {"limit": limit}
+    if weights:
+        asked["weights"] = weights
     with stages() as progress:
-        report = chosen.run(registry.get("recipes", recipe), folder, limit=limit, progress=progress)
+        report = chosen.run(registry.get("recipes", recipe), folder, progress=progress, **asked)
     typer.echo(report)
     typer.echo(f"written to {folder}")

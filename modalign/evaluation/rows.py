@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modalign.assembly import build
-from modalign.errors import WeightsError
+from modalign.errors import ModalignError, WeightsError
 from modalign.pipeline import Pipeline
 from modalign.recipe import Recipe
 from modalign.registry import Registry, installed
@@ -45,26 +46,40 @@ class Assembled:
 
 
 def assembled(
-    recipe: Recipe, registry: Registry | None = None, *, generator: bool = True
+    recipe: Recipe,
+    registry: Registry | None = None,
+    *,
+    generator: bool = True,
+    weights: Mapping[str, Path] | None = None,
 ) -> Assembled:
     """The recipe and its relatives as trained pipelines; variants without weights are left out.
 
     A suite that looks at streams only passes `generator=False`: none is then built or needed.
+    `weights` are checkpoints of some of them, by name, instead of those that ship.
 
     Raises:
-        WeightsError: the recipe itself has no usable weights.
+        ModalignError: `weights` names none of them.
+        WeightsError: the recipe itself has no usable weights, or a given checkpoint is none.
         BuildError: its parts do not fit.
     """
     first, *others = (
         each if generator else each.derive(generator=None) for each in relatives(recipe, registry)
     )
-    pipelines = {first.name: build(first, registry=registry)}
+    given = dict(weights or {})
+    names = [first.name, *(other.name for other in others)]
+    for name in given.keys() - set(names):
+        raise ModalignError(f"{name!r} is not measured here; checkpoints go to {', '.join(names)}")
+    pipelines: dict[str, Pipeline] = {}
     missing: dict[str, str] = {}
-    for other in others:
+    for each in (first, *others):
         try:
-            pipelines[other.name] = build(other, registry=registry)
+            pipelines[each.name] = build(
+                each, weights=given.get(each.name, "pretrained"), registry=registry
+            )
         except WeightsError as error:
-            missing[other.name] = str(error)
+            if each is first or each.name in given:
+                raise
+            missing[each.name] = str(error)
     return Assembled(pipelines, missing)
 
 

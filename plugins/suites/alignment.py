@@ -48,10 +48,11 @@ def run(
     *,
     limit: int | None = None,
     progress: ProgressCallback | None = None,
+    weights: Mapping[str, Path] | None = None,
     training_pairs: int = TRAINING_PAIRS,
 ) -> str:
     """Measure a recipe and its variants on both domains; returns the report as Markdown."""
-    found = assembled(recipe, generator=False)
+    found = assembled(recipe, generator=False, weights=weights)
     results = Results(output / "samples.jsonl")
     measured: dict[str, dict[str, list[Values]]] = {}
     galleries: dict[str, Gallery] = {}

@@ -52,9 +52,10 @@ def run(
     *,
     limit: int | None = None,
     progress: ProgressCallback | None = None,
+    weights: Mapping[str, Path] | None = None,
 ) -> str:
     """Generate, judge and count; returns the report as Markdown."""
-    found = assembled(recipe)
+    found = assembled(recipe, weights=weights)
     count = min(PROMPTS, limit or PROMPTS)
     data = pairs("asset", SPLIT, views=1)
     jury = Judge(data.world)

@@ -249,7 +249,7 @@ MINI_MODELS = {
             "num_groups": 8,
         },
     ),
-    # Voxels are four times as wide as the released ones, their splats three times, and half as many.
+    # Voxels four times as wide as the released ones, half as many splats, three times as large.
     "slat_decoder_gs": ModelFile(
         name="SLatGaussianDecoder",
         args={

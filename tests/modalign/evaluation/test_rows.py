@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from modalign import Recipe, Registry, WeightsError, hookimpl, installed
+from modalign import ModalignError, Recipe, Registry, WeightsError, hookimpl, installed
 from modalign.evaluation import assembled, fingerprint, relatives, rows
 
 OURS: Recipe = installed().get("recipes", "gap3d-mini")
@@ -38,7 +39,7 @@ def test_relatives_extend_the_name_and_share_the_encoder() -> None:
 
 
 def test_variants_without_weights_are_left_out_but_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(recipe: Recipe, registry: Registry) -> str:
+    def build(recipe: Recipe, weights: str, registry: Registry) -> str:
         if recipe.name == "ours-big":
             raise WeightsError("no file")
         return f"pipeline of {recipe.name} with {recipe.generator}"
@@ -52,6 +53,31 @@ def test_variants_without_weights_are_left_out_but_named(monkeypatch: pytest.Mon
         assembled(REGISTRY.get("recipes", "ours-big"), REGISTRY)
     found = assembled(REGISTRY.get("recipes", "ours"), REGISTRY, generator=False)
     assert found.pipelines["ours"] == "pipeline of ours with None"
+
+
+def test_checkpoints_of_ones_own_take_the_place_of_those_that_ship(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(recipe: Recipe, weights: str | Path, registry: Registry) -> str:
+        if recipe.name == "ours-big" and weights == "pretrained":
+            raise WeightsError("none ships")
+        if weights == Path("damaged"):
+            raise WeightsError("damaged")
+        return f"{recipe.name} from {weights}"
+
+    monkeypatch.setattr(rows, "build", build)
+    ours = REGISTRY.get("recipes", "ours")
+    found = assembled(ours, REGISTRY, weights={"ours-big": Path("mine"), "ours": Path("run")})
+    assert list(found.pipelines.values()) == [
+        "ours from run",
+        "ours-big from mine",
+        "ours-stage1 from pretrained",
+    ]
+    assert not found.missing
+    with pytest.raises(WeightsError, match="damaged"):  # asked for, so not left out
+        assembled(ours, REGISTRY, weights={"ours-stage1": Path("damaged")})
+    with pytest.raises(ModalignError, match="'other' is not measured here; .* ours, ours-big"):
+        assembled(ours, REGISTRY, weights={"other": Path("x")})
 
 
 def test_a_fingerprint_changes_with_every_tensor_number_and_text() -> None:

@@ -37,7 +37,7 @@ def test_alignment_reports_both_domains_and_resumes(
     tmp_path: Path, pipelines: dict[str, Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Assembled(pipelines, {"stub-other": "no weights"})
-    monkeypatch.setattr(alignment, "assembled", lambda recipe, generator: found)
+    monkeypatch.setattr(alignment, "assembled", lambda recipe, **_: found)
     told: list[Progress] = []
 
     def run() -> str:
@@ -77,7 +77,7 @@ def test_changed_weights_are_measured_again(
     other = Assembled({"stub": pipelines["stub-stage1"]}, {})
     texts = []
     for found in (first, other, first):
-        monkeypatch.setattr(alignment, "assembled", lambda recipe, generator, found=found: found)
+        monkeypatch.setattr(alignment, "assembled", lambda recipe, found=found, **_: found)
         texts.append(suite("alignment").run(stubs.RECIPE, tmp_path, limit=2, training_pairs=5))
     assert texts[0] == texts[2] != texts[1]
 
@@ -103,7 +103,9 @@ def test_end_to_end_counts_what_the_judge_sees(
     monkeypatch.setattr(pipeline, "generate", perfect)
     monkeypatch.setattr(type(pipeline.parts), "generator", Nothing())
     monkeypatch.setattr(
-        end_to_end, "assembled", lambda recipe: Assembled({"stub": pipeline}, {"stub-b": "none"})
+        end_to_end,
+        "assembled",
+        lambda recipe, **_: Assembled({"stub": pipeline}, {"stub-b": "none"}),
     )
     monkeypatch.setattr(end_to_end, "Judge", lambda world: Judge(world, per_family=5))
     monkeypatch.setattr(
