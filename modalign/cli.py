@@ -280,26 +280,28 @@ def train(
     from modalign.registry import installed
     from modalign.training.start import planned
     from modalign.training.start import start as run
+    from modalign.training.world import patient
 
-    registry = installed()
-    place = usable(device or ("cuda" if _has_cuda() else "cpu"))
-    plan = planned(
-        registry.get("recipes", recipe),
-        registry,
-        output,
-        data=tuple(data or ()),
-        steps=steps,
-        start=start,
-        changes=tuple(change or ()),
-        seed=seed,
-        save_every=save_every,
-        keep_last=keep_last,
-        keep_every=keep_every,
-        log_every=log_every,
-        evaluate=evaluate,
-        evaluate_every=evaluate_every,
-        workers=workers,
-    )
+    with patient():
+        registry = installed()
+        place = usable(device or ("cuda" if _has_cuda() else "cpu"))
+        plan = planned(
+            registry.get("recipes", recipe),
+            registry,
+            output,
+            data=tuple(data or ()),
+            steps=steps,
+            start=start,
+            changes=tuple(change or ()),
+            seed=seed,
+            save_every=save_every,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            log_every=log_every,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            workers=workers,
+        )
     done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))
     if done == plan.steps and os.environ.get("RANK", "0") == "0":
         typer.echo(f"written to {plan.model}")

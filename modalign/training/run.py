@@ -133,10 +133,11 @@ def continued(snapshots: Snapshots, state: State, world: World) -> tuple[int, li
                 complaints.append(f"{error}; the one before is used")
     chosen = world.agreed(chosen)
     if chosen:
-        snapshot = Snapshot(snapshots.path(chosen))
-        sums = snapshot.scalars("sum.")
-        state.sums = {name: value.to(world.device) for name, value in sums.items()}
-        snapshot.fill(state.pieces())
+        with world.together():
+            snapshot = Snapshot(snapshots.path(chosen))
+            sums = snapshot.scalars("sum.")
+            state.sums = {name: value.to(world.device) for name, value in sums.items()}
+            snapshot.fill(state.pieces())
     return chosen, complaints
 
 

@@ -56,14 +56,16 @@ def start(
     sources = [parse_source(text, registry) for text in run.data]
     stream = Stream(sources, seed=run.seed)
     with joined(device, shard) as world, ExitStack() as closing:
-        if world.rank == 0:
-            run.claim()
-            closing.enter_context(run.locked())
-        pipeline = untrained(run, registry, world)
-        require_caches([dataset for dataset, _ in sources], pipeline)
-        config = run.recipe.training
-        batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
-        watch = watched(run, registry, pipeline) if world.rank == 0 else None
+        config, watch = run.recipe.training, None
+        with world.together():
+            if world.rank == 0:
+                run.claim()
+                closing.enter_context(run.locked())
+            pipeline = untrained(run, registry, world)
+            require_caches([dataset for dataset, _ in sources], pipeline)
+            batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
+            if world.rank == 0:
+                watch = watched(run, registry, pipeline)
         spread(pipeline, config, world)
         state = State(pipeline, config, world)
         snapshots = Snapshots(
@@ -76,12 +78,13 @@ def start(
         )
         done, complaints = continued(snapshots, state, world)
         trackers: list[Tracker] = []
-        if world.rank == 0:
-            trackers = [
-                JSONLines(run.folder / "log.jsonl", done),
-                ProgressLine(run.steps, done),
-                *dashboards(track, run.folder, done),
-            ]
+        with world.together():
+            if world.rank == 0:
+                trackers = [
+                    JSONLines(run.folder / "log.jsonl", done),
+                    ProgressLine(run.steps, done),
+                    *dashboards(track, run.folder, done),
+                ]
         for tracker in trackers:
             closing.callback(tracker.close)
         report = Report(world.device, trackers, watch, evaluates=run.evaluate is not None)
