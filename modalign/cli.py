@@ -271,6 +271,9 @@ def train(
         str | None, typer.Option(help="Data, as in --data, whose first 32 samples are watched.")
     ] = None,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two looks.")] = 1000,
+    evaluate_pictures: Annotated[
+        int, typer.Option(min=0, max=16, help="Samples that a look shows as generated assets.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb; tensorboard if installed.")
@@ -300,6 +303,7 @@ def train(
             log_every=log_every,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
+            evaluate_pictures=evaluate_pictures,
             workers=workers,
         )
     done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))

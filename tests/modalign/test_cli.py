@@ -590,12 +590,13 @@ def test_train_writes_a_model_that_generates(command: Command) -> None:
     [
         (["--data", "pears"], ("'pears'", "Did you mean 'pairs'?")),
         (["--data", "pairs:0"], ("mixing ratio 0",)),
-        (["--data", "pairs?nonsense=1"], ("refuses {'nonsense': 1}",)),
+        (["--data", "pairs?nonsense=1"], ("dataset 'pairs' has no option 'nonsense'",)),
         (["--from", "nowhere.safetensors"], ("no checkpoint at nowhere.safetensors",)),
         (["--set", "training.lr=fast"], ("training.lr", "valid number")),
         (["--shard", "3"], ("--shard 3 does not divide the 1 processes",)),
         (["--device", "abacus"], ("device 'abacus' is not available",)),
         (["--evaluate", "pears"], ("'pears'",)),
+        (["--evaluate-pictures", "4"], ("say --evaluate NAME",)),
     ],
 )
 def test_train_refuses_what_cannot_be_trained(
@@ -618,7 +619,7 @@ def test_train_refuses_a_recipe_without_data_or_end(
 ) -> None:
     endless = runs.RECIPE.derive(training={"steps": None, "data": ()})
     monkeypatch.setattr("modalign.registry.installed", lambda: runs.registry(endless))
-    refused(command("train", "stub", "--output", "run"), "names no data", "one of: pairs")
+    refused(command("train", "stub", "--output", "run"), "names no data", "one of: holes, pairs")
     refused(command("train", "stub", "--output", "run", "--data", "pairs"), "--steps N")
 
 

@@ -114,9 +114,14 @@ def plan(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any)
 
 
 def run(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> int:
-    """In this process."""
+    """In this process, with one thread as in those of `launch`: more would sum in another order."""
     asked = plan(folder, changes, **options)
-    return start(asked, registry(asked.recipe))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return start(asked, registry(asked.recipe))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def die(*arguments: Any, **options: Any) -> None:
