@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -246,20 +248,24 @@ def test_too_many_such_steps_stop_the_run_and_name_samples_and_checkpoint(
 
 
 @pytest.mark.slow
-def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
-    """Twenty moments drawn over the time that such a run takes, writes of checkpoints included."""
-    import random
-    import time
-
+@pytest.mark.parametrize("size", [1, 2])
+def test_twenty_kills_change_nothing(tmp_path: Path, size: int) -> None:
+    """Sixteen moments drawn over the time that such a run takes, and four within a checkpoint."""
+    options: dict[str, Any] = {"save_every": 1, "steps": 40, "size": size}
     started = time.monotonic()
-    assert runs.launch(tmp_path / "untouched", save_every=1, steps=40) == [0]
+    assert runs.launch(tmp_path / "untouched", **options) == [0] * size
     seconds = time.monotonic() - started
-    draw, survived = random.Random(0), 0
-    for number in range(20):
+    draw = random.Random(0)
+    kills: list[dict[str, Any]] = [{"kill_after": draw.uniform(0, seconds)} for _ in range(16)]
+    kills += [{"death": ("in the middle of a file", draw.randint(2, 40))} for _ in range(4)]
+    survived = begun = 0
+    for number, kill in enumerate(kills):
         folder = tmp_path / f"run-{number}"
-        killed = runs.launch(folder, save_every=1, steps=40, kill_after=draw.uniform(0, seconds))
-        assert killed[0] in (0, -signal.SIGKILL)
-        assert runs.launch(folder, save_every=1, steps=40) == [0]
+        codes = runs.launch(folder, **kill, **options)
+        assert set(codes) <= {0, -signal.SIGKILL}
+        begun += any(folder.glob("checkpoints/step-*"))
+        assert runs.launch(folder, **options) == [0] * size, runs.said(folder)
         survived += runs.same(folder, tmp_path / "untouched")
-    print(f"{survived} of 20")  # noqa: T201
-    assert survived == 20
+    print(f"{size} processes: {survived} of {len(kills)}, {begun} with a checkpoint")  # noqa: T201
+    assert survived == len(kills) == 20
+    assert begun > 4
