@@ -34,6 +34,11 @@ WAYS = {  # name: processes, those that share a copy, global batch
     "two, replicas, same batch": (2, 1, BATCH),
     "two, sharded, twice the batch": (2, 2, 2 * BATCH),
 }
+# Forked from a server that has imported everything.
+servers = multiprocessing.get_context("forkserver")
+servers.set_forkserver_preload(
+    ["benchmarks.test_scaling", "torch.distributed.fsdp", "torch._dynamo"]
+)
 
 
 def recipe(batch: int) -> Recipe:
@@ -92,9 +97,8 @@ def launched(way: str, folder: Path) -> list[dict[str, float]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
     size = WAYS[way][0]
-    ranks = [context.Process(target=process, args=(k, way, port, folder)) for k in range(size)]
+    ranks = [servers.Process(target=process, args=(k, way, port, folder)) for k in range(size)]
     for one in ranks:
         one.start()
     for one in ranks:
