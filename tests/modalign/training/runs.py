@@ -210,7 +210,10 @@ def launch(
     kill_after: float | None = None,
     **options: Any,
 ) -> list[int]:
-    """Exit codes of `size` processes; once one has died, or at `kill_after` seconds, all do."""
+    """Exit codes of `size` processes; once one has died all do.
+
+    Or all die `kill_after` seconds after the folder is claimed, when imports are behind them.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -218,12 +221,14 @@ def launch(
     processes = [servers.Process(target=process, args=(rank, *arguments)) for rank in range(size)]
     for one in processes:
         one.start()
-    until = time.monotonic() + (120 if kill_after is None else kill_after)
+    until = time.monotonic() + 120
     while any(one.is_alive() for one in processes):
+        if kill_after is not None and (folder / "run.json").exists():
+            until, kill_after = time.monotonic() + kill_after, None
         if time.monotonic() > until or any(one.exitcode for one in processes):
             for one in processes:
                 one.kill()
-        time.sleep(0.02)
+        time.sleep(0.005)
     codes = [one.exitcode for one in processes]
     for one in processes:
         one.close()
