@@ -49,6 +49,9 @@ def train(
         str | None, typer.Option(help="Data, as in --data, whose first 32 samples are watched.")
     ] = None,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between two looks.")] = 1000,
+    evaluate_pictures: Annotated[
+        int, typer.Option(min=0, max=16, help="Samples that a look shows as generated assets.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard or wandb; tensorboard if installed.")
@@ -58,26 +61,29 @@ def train(
     from modalign.registry import installed
     from modalign.training.start import planned
     from modalign.training.start import start as run
+    from modalign.training.world import patient
 
-    registry = installed()
-    place = usable(device or ("cuda" if has_cuda() else "cpu"))
-    plan = planned(
-        registry.get("recipes", recipe),
-        registry,
-        output,
-        data=tuple(data or ()),
-        steps=steps,
-        start=start,
-        changes=tuple(change or ()),
-        seed=seed,
-        save_every=save_every,
-        keep_last=keep_last,
-        keep_every=keep_every,
-        log_every=log_every,
-        evaluate=evaluate,
-        evaluate_every=evaluate_every,
-        workers=workers,
-    )
+    with patient():
+        registry = installed()
+        place = usable(device or ("cuda" if has_cuda() else "cpu"))
+        plan = planned(
+            registry.get("recipes", recipe),
+            registry,
+            output,
+            data=tuple(data or ()),
+            steps=steps,
+            start=start,
+            changes=tuple(change or ()),
+            seed=seed,
+            save_every=save_every,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            log_every=log_every,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            evaluate_pictures=evaluate_pictures,
+            workers=workers,
+        )
     done = run(plan, registry, device=place, shard=shard, track=tuple(track or ()))
     if done == plan.steps and os.environ.get("RANK", "0") == "0":
         typer.echo(f"written to {plan.model}")

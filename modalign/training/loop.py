@@ -19,6 +19,8 @@ from modalign.training.spread import casting
 from modalign.training.state import State
 from modalign.training.world import StopSignal, World
 
+COUNTED = ("skipped_samples", "skipped_steps")  # in every row of the log: since the run began
+
 
 def train(
     run: Run,
@@ -51,15 +53,19 @@ def train(
 
             stopping = stop.asked()
             last = stopping or done == run.steps
-            if last or done % run.log_every == 0:  # only here does anything wait for the device
-                require_finite_gradients(state, batches, snapshots, config.max_nonfinite)
-                skipped = float(state.counts["skipped"])
-                report.row(done, {**state.means(), "lr": rate, "skipped_steps": skipped})
+            logs, saves = (last or done % n == 0 for n in (run.log_every, run.save_every))
+            if logs or saves:  # a checkpoint never goes beyond what is told
+                report.skipped_samples(world)
+            if logs:  # only here does anything wait for the device
+                with world.together():
+                    require_finite_gradients(state, batches, snapshots, config.max_nonfinite)
+                counts = {name: float(state.counts[name]) for name in COUNTED}
+                report.row(done, {**state.means(), "lr": rate, **counts})
             if report.evaluates and (last or done % run.evaluate_every == 0):
                 report.evaluation(done, state.exported())
 
             snapshots.check()
-            if last or done % run.save_every == 0:
+            if saves:
                 if run.keep_every and done % run.keep_every == 0:
                     export(run, pipeline, state, world, done, run.model_at(done))
                 snapshots.save(done, state.pieces())

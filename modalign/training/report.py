@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from modalign.data.stream import Skipped
 from modalign.training.batches import Step
 from modalign.training.trackers import Picture, Tracker
+from modalign.training.world import World
 
 Evaluation = Callable[[Mapping[str, Tensor]], Mapping[str, float | Picture]]
 """Numbers and pictures by name, of the trained tensors as a run would export them now."""
@@ -31,13 +33,20 @@ class Report:
         self.device, self.trackers, self._evaluate = device, trackers, evaluation
         self.evaluates = evaluation is not None if evaluates is None else evaluates
         self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self._skipped: list[tuple[int, Skipped]] = []
 
     def step(self, step: Step) -> None:
-        """A step was taken; its samples that were left out are told of."""
+        """A step was taken; its samples that were left out are told of later."""
         self._steps += 1
         self._waited += step.waited
-        for skip in step.skipped:
-            self.note(step.number, f"sample {skip.identifier} was left out: {skip.reason}")
+        self._skipped += [(step.number, skip) for skip in step.skipped]
+
+    def skipped_samples(self, world: World) -> None:
+        """A note for each sample left out by any process since the last call; all must call it."""
+        found = world.gathered(self._skipped)
+        for step, skip in sorted(found, key=lambda one: one[1].slot):
+            self.note(step, f"sample {skip.identifier} was left out: {skip.reason}")
+        self._skipped = []
 
     def row(self, step: int, values: Mapping[str, float]) -> None:
         """`values` with the rate, the share of time spent waiting for data, and peak memory."""

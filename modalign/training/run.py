@@ -29,6 +29,7 @@ class Run:
     """What one training is. `start` is a checkpoint to start from; None draws fresh weights.
 
     `evaluate` is the data set, as in `data`, whose first samples are watched; None watches nothing.
+    `evaluate_pictures` of them, at most 16, go through the generator each time.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Run:
     log_every: int = 10
     evaluate: str | None = None
     evaluate_every: int = 1000
+    evaluate_pictures: int = 0
     workers: int = 0
 
     @property
@@ -133,10 +135,11 @@ def continued(snapshots: Snapshots, state: State, world: World) -> tuple[int, li
                 complaints.append(f"{error}; the one before is used")
     chosen = world.agreed(chosen)
     if chosen:
-        snapshot = Snapshot(snapshots.path(chosen))
-        sums = snapshot.scalars("sum.")
-        state.sums = {name: value.to(world.device) for name, value in sums.items()}
-        snapshot.fill(state.pieces())
+        with world.together():
+            snapshot = Snapshot(snapshots.path(chosen))
+            sums = snapshot.scalars("sum.")
+            state.sums = {name: value.to(world.device) for name, value in sums.items()}
+            snapshot.fill(state.pieces())
     return chosen, complaints
 
 

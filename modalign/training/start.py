@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from modalign.assembly import build, described, shipped, weights_file
+from modalign.assembly import build, described, pair, shipped, weights_file
 from modalign.checkpoint import load_trained
 from modalign.data.cached import Cached
 from modalign.data.sources import parse_source
@@ -22,11 +22,12 @@ from modalign.fitting import fit
 from modalign.pipeline import Pipeline
 from modalign.recipe import Recipe
 from modalign.registry import Registry
-from modalign.specs import Dataset
+from modalign.specs import Dataset, Example
 from modalign.training.batches import Batches
 from modalign.training.loop import train
 from modalign.training.report import Report
 from modalign.training.run import Run, continued, seeded
+from modalign.training.showing import Showing
 from modalign.training.snapshots import Snapshots
 from modalign.training.spread import spread
 from modalign.training.state import State
@@ -56,14 +57,16 @@ def start(
     sources = [parse_source(text, registry) for text in run.data]
     stream = Stream(sources, seed=run.seed)
     with joined(device, shard) as world, ExitStack() as closing:
-        if world.rank == 0:
-            run.claim()
-            closing.enter_context(run.locked())
-        pipeline = untrained(run, registry, world)
-        require_caches([dataset for dataset, _ in sources], pipeline)
-        config = run.recipe.training
-        batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
-        watch = watched(run, registry, pipeline) if world.rank == 0 else None
+        config, watch = run.recipe.training, None
+        with world.together():
+            if world.rank == 0:
+                run.claim()
+                closing.enter_context(run.locked())
+            pipeline = untrained(run, registry, world)
+            require_caches([dataset for dataset, _ in sources], pipeline)
+            batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
+            if world.rank == 0:
+                watch = watched(run, registry, pipeline)
         spread(pipeline, config, world)
         state = State(pipeline, config, world)
         snapshots = Snapshots(
@@ -76,12 +79,13 @@ def start(
         )
         done, complaints = continued(snapshots, state, world)
         trackers: list[Tracker] = []
-        if world.rank == 0:
-            trackers = [
-                JSONLines(run.folder / "log.jsonl", done),
-                ProgressLine(run.steps, done),
-                *dashboards(track, run.folder, done),
-            ]
+        with world.together():
+            if world.rank == 0:
+                trackers = [
+                    JSONLines(run.folder / "log.jsonl", done),
+                    ProgressLine(run.steps, done),
+                    *dashboards(track, run.folder, done),
+                ]
         for tracker in trackers:
             closing.callback(tracker.close)
         report = Report(world.device, trackers, watch, evaluates=run.evaluate is not None)
@@ -116,7 +120,21 @@ def watched(run: Run, registry: Registry, pipeline: Pipeline) -> Watch | None:
     if run.evaluate is None:
         return None
     dataset, _ = parse_source(run.evaluate, registry)
-    return Watch(pipeline, [dataset.example(index) for index in range(WATCHED)])
+    examples = [dataset.example(index) for index in range(WATCHED)]
+    return Watch(pipeline, examples, shown(run, registry, pipeline, examples))
+
+
+def shown(
+    run: Run, registry: Registry, pipeline: Pipeline, examples: Sequence[Example]
+) -> Showing | None:
+    """The generator of the recipe, for pictures of what it makes, if any are asked for."""
+    if not run.evaluate_pictures:
+        return None
+    recipe = run.recipe
+    assert recipe.generator is not None  # `planned` has refused
+    with seeded(run.seed):
+        whole = pair(recipe.encoder, recipe.generator, device=pipeline.device, registry=registry)
+    return Showing(whole, examples[: run.evaluate_pictures])
 
 
 def untrained(run: Run, registry: Registry, world: World) -> Pipeline:
@@ -173,6 +191,14 @@ def planned(
     mixture = [parse_source(text, registry) for text in data]
     if options.get("evaluate") is not None:
         parse_source(options["evaluate"], registry)  # refused now rather than after a build
+    if options.get("evaluate_pictures"):
+        if options.get("evaluate") is None:
+            raise ModalignError("--evaluate-pictures shows watched samples; say --evaluate NAME")
+        if recipe.generator is None:
+            raise ModalignError(
+                f"recipe {recipe.name!r} has no generator, so there is nothing to show; leave "
+                "--evaluate-pictures out"
+            )
     if start is None and config.starts_from is not None:
         before = registry.get("recipes", config.starts_from)
         if before.checkpoint is None:

@@ -42,8 +42,8 @@ class State:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self.averages = {decay: EMA(self.weights, decay) for decay in config.ema_decays}
-        # Steps left out: in all, now in a row, most in a row, and which was the last.
-        names = ("skipped", "in_a_row", "most_in_a_row", "last")
+        # Samples and steps left out in all; steps now in a row, most in a row, and the last one.
+        names = ("skipped_samples", "skipped_steps", "in_a_row", "most_in_a_row", "last")
         self.counts: Counts = {name: torch.zeros((), device=world.device) for name in names}
         self.sums: Counts = {}  # of losses and norms since the last row of the log
 
@@ -71,7 +71,8 @@ class State:
         for average in self.averages.values():
             average.update(self.weights, step)
         counts = self.counts
-        counts["skipped"] += left_out
+        counts["skipped_samples"] += self.config.batch_size - samples
+        counts["skipped_steps"] += left_out
         counts["in_a_row"] = (counts["in_a_row"] + 1) * left_out
         counts["most_in_a_row"] = counts["most_in_a_row"].maximum(counts["in_a_row"])
         counts["last"] = torch.where(left_out.bool(), float(step), counts["last"])

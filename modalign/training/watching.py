@@ -14,6 +14,7 @@ from modalign.metrics.alignment import AlignmentMeter
 from modalign.metrics.retrieval import pooled, ranks, recall_at
 from modalign.pipeline import Pipeline
 from modalign.specs import Example
+from modalign.training.showing import Showing
 from modalign.training.trackers import Picture
 
 AT_ONCE = 16  # prompts sampled together
@@ -27,12 +28,16 @@ class Watch:
     the pipeline's. Make it before the pipeline is spread.
     """
 
-    def __init__(self, pipeline: Pipeline, examples: Sequence[Example]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, examples: Sequence[Example], showing: Showing | None = None
+    ) -> None:
+        """`showing` makes assets of the first examples, at most 16; None makes none."""
         head, soft_tokens = copy.deepcopy(pipeline.head), copy.deepcopy(pipeline.soft_tokens)
         self.pipeline = Pipeline(
             pipeline.recipe, pipeline.stream, pipeline.parts, head, soft_tokens
         ).to(pipeline.device)
         self.pipeline.eval().requires_grad_(False)
+        self.showing = showing
         self.prompts = [example.prompt for example in examples]
         batches = [examples[k : k + AT_ONCE] for k in range(0, len(examples), AT_ONCE)]
         encoder = pipeline.parts.encoder
@@ -45,7 +50,8 @@ class Watch:
     def __call__(self, trained: Mapping[str, Tensor]) -> dict[str, float | Picture]:
         """Cosine, squared error and norm ratio of each group, R@1 of the first, and pictures.
 
-        Pictures are there if something that is installed decodes the space.
+        Pictures are there if something that is installed decodes the space, and "generated" is if
+        assets are asked for.
         """
         self.pipeline.load_state_dict(trained)
         meter, sampled = AlignmentMeter(), []
@@ -65,6 +71,8 @@ class Watch:
         gallery = torch.cat([pooled(target[group]) for target in self.targets]).cpu()
         places = torch.arange(len(queries))
         found[f"{group}_R@1"] = recall_at(ranks(queries, gallery, places, places), (1,))["R@1"]
+        if self.showing is not None:
+            found["generated"] = self.showing(sampled[0])
         return {**found, **self._pictures({name: t[:SHOWN] for name, t in sampled[0].items()})}
 
     def _pictures(self, stream: dict[str, Tensor]) -> dict[str, Picture]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.torch_version import TorchVersion
 
 from modalign.errors import ModalignError
 
+PATIENCE = 5.0  # seconds: torchrun ends the others well within, once one has failed
 FIRST_CPU_TORCH = "2.13"  # measured: fully_shard on CPUs fails with 2.6; between, it is untested
 
 
@@ -44,9 +46,53 @@ class World:
         dist.broadcast(said, src=0)
         return int(said)
 
+    def gathered(self, own: list[Any]) -> list[Any]:
+        """What all processes have, in the order of their ranks."""
+        if self.mesh is None:
+            return own
+        found: list[list[Any]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(found, own)
+        return [one for several in found for one in several]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside on any process fails on all: the first of them raises, others exit.
+
+        Nothing inside may wait for another process.
+
+        Raises:
+            SystemExit: with code 2, without a word, where a process of lower rank has the error.
+        """
+        failure: ModalignError | None = None
+        try:
+            yield
+        except ModalignError as error:
+            failure = error
+        failed = self.gathered([] if failure is None else [self.rank])
+        if failure is not None and failed[0] == self.rank:
+            raise failure
+        if failed:
+            time.sleep(PATIENCE)  # or torchrun might end the first one before it has told
+            raise SystemExit(2)
+
     def place(self, axis: str) -> int:
         """This process's place on an axis of the mesh."""
         return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """For what every process does before they are joined: usually all fail alike.
+
+    Rank 0 tells at once; what another one tells comes late enough for `torchrun` to have ended it,
+    so that an error of one process alone is seen, too.
+    """
+    try:
+        yield
+    except ModalignError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(PATIENCE)
+        raise
 
 
 @contextmanager
@@ -59,14 +105,31 @@ def joined(device: str, shard: int | None = None) -> Iterator[World]:
         ModalignError: `shard` does not divide the number of processes, or there are fewer GPUs.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    with patient():
+        place = _place(device, rank, size, shard)
+    if size == 1:
+        yield World(device=place)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    copies = size // (shard or size)
+    try:
+        axes = ("replicate", "shard")
+        mesh = init_device_mesh(place.type, (copies, size // copies), mesh_dim_names=axes)
+        yield World(rank, size, place, mesh)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _place(device: str, rank: int, size: int, shard: int | None) -> torch.device:
+    """Where this process computes, once it is known that all of them can."""
     if shard is not None and (shard < 1 or size % shard):
         raise ModalignError(
             f"--shard {shard} does not divide the {size} processes of this run; use a divisor"
         )
-    if size == 1:
-        yield World(device=torch.device(device))
-        return
     place = torch.device(device)
+    if size == 1:
+        return place
     if place.type == "cpu" and TorchVersion(torch.__version__) < FIRST_CPU_TORCH:
         raise ModalignError(
             f"several processes on CPUs need torch {FIRST_CPU_TORCH} or newer, this is "
@@ -81,15 +144,7 @@ def joined(device: str, shard: int | None = None) -> Iterator[World]:
             )
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-    copies = size // (shard or size)
-    try:
-        axes = ("replicate", "shard")
-        mesh = init_device_mesh(place.type, (copies, size // copies), mesh_dim_names=axes)
-        yield World(rank, size, place, mesh)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    return place
 
 
 class StopSignal:

@@ -70,6 +70,7 @@ def test_train_writes_a_model_that_generates(command: Command) -> None:
         (["--shard", "3"], ("--shard 3 does not divide the 1 processes",)),
         (["--device", "abacus"], ("device 'abacus' is not available",)),
         (["--evaluate", "pears"], ("'pears'",)),
+        (["--evaluate-pictures", "4"], ("say --evaluate NAME",)),
     ],
 )
 def test_train_refuses_what_cannot_be_trained(
@@ -92,7 +93,7 @@ def test_train_refuses_a_recipe_without_data_or_end(
 ) -> None:
     endless = runs.RECIPE.derive(training={"steps": None, "data": ()})
     monkeypatch.setattr("modalign.registry.installed", lambda: runs.registry(endless))
-    refused(command("train", "stub", "--output", "run"), "names no data", "one of: pairs")
+    refused(command("train", "stub", "--output", "run"), "names no data", "one of: holes, pairs")
     refused(command("train", "stub", "--output", "run", "--data", "pairs"), "--steps N")
 
 

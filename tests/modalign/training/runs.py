@@ -20,13 +20,23 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from modalign import DatasetSpec, Example, Prompt, Recipe, Registry, SampleError, hookimpl
+from modalign import (
+    DatasetSpec,
+    Example,
+    Prompt,
+    Recipe,
+    Registry,
+    SampleError,
+    hookimpl,
+    installed,
+)
 from modalign.cli import shown
 from modalign.errors import ModalignError
 from modalign.training import snapshots
 from modalign.training.run import Run
 from modalign.training.start import planned, start
 from modalign.training.state import State
+from modalign.training.world import patient
 from tests.modalign import stubs
 
 RECIPE = stubs.RECIPE.derive(
@@ -64,10 +74,33 @@ class Pairs:
         return Example(Prompt("x" * (1 + index % 50)), image, identifier=f"pair/{index}")
 
 
+class Holes:
+    """A tar whose samples in `hole` are left out, whatever they hold."""
+
+    def __init__(self, path: str, hole: list[int]) -> None:
+        self.tar, self.holes = webdataset().build(path=path), frozenset(hole)
+        self.shard_sizes = self.tar.shard_sizes
+
+    def __len__(self) -> int:
+        return len(self.tar)
+
+    def example(self, index: int, epoch: int = 0) -> Example:
+        found = self.tar.example(index, epoch)
+        name = found.identifier.rpartition("/")[2]
+        if int(name) in self.holes:
+            raise SampleError(found.identifier, "a hole")
+        return found
+
+
+def webdataset() -> DatasetSpec:
+    return installed().get("datasets", "webdataset")
+
+
 class Data:
     @hookimpl
     def modalign_datasets(self) -> list[DatasetSpec]:
-        return [DatasetSpec(name="pairs", build=Pairs)]
+        own = [DatasetSpec(name="pairs", build=Pairs), DatasetSpec(name="holes", build=Holes)]
+        return [*own, webdataset()]
 
 
 def registry(recipe: Recipe = RECIPE, **changes: Any) -> Registry:
@@ -158,8 +191,9 @@ def process(
     os.dup2(null, 2)
     if death is not None and rank == size - 1:
         prepare_death(*death)
-    asked = plan(folder, changes, **options)
     try:
+        with patient():
+            asked = plan(folder, changes, **options)
         start(asked, registry(asked.recipe), shard=shard)
     except ModalignError as error:
         os.write(2, f"{shown(error)}\n".encode())
@@ -176,7 +210,10 @@ def launch(
     kill_after: float | None = None,
     **options: Any,
 ) -> list[int]:
-    """Exit codes of `size` processes; once one has died, or at `kill_after` seconds, all do."""
+    """Exit codes of `size` processes; once one has died all do.
+
+    Or all die `kill_after` seconds after the folder is claimed, when imports are behind them.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -184,12 +221,14 @@ def launch(
     processes = [servers.Process(target=process, args=(rank, *arguments)) for rank in range(size)]
     for one in processes:
         one.start()
-    until = time.monotonic() + (120 if kill_after is None else kill_after)
+    until = time.monotonic() + 120
     while any(one.is_alive() for one in processes):
+        if kill_after is not None and (folder / "run.json").exists():
+            until, kill_after = time.monotonic() + kill_after, None
         if time.monotonic() > until or any(one.exitcode for one in processes):
             for one in processes:
                 one.kill()
-        time.sleep(0.02)
+        time.sleep(0.005)
     codes = [one.exitcode for one in processes]
     for one in processes:
         one.close()

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modalign import build
+from modalign import build, pair
 from modalign.data.stream import Stream
 from modalign.errors import BuildError
 from modalign.recipe import TrainingConfig
 from modalign.training.batches import Batches
+from modalign.training.showing import SIDE, Showing
 from modalign.training.snapshots import Piece, Snapshot
 from modalign.training.spread import spread
 from modalign.training.start import untrained
@@ -141,7 +144,8 @@ def test_compiled_blocks_compute_the_same_losses(pipeline: Any) -> None:
 def test_a_run_is_watched_on_a_fixed_set_and_trains_the_same(tmp_path: Path) -> None:
     """Evaluating draws nothing that training uses, and sees the weights that are exported."""
     runs.run(tmp_path / "plain")
-    runs.run(tmp_path / "watched", evaluate="pairs?bad=0", evaluate_every=4)
+    watched = {"evaluate": "pairs?bad=0", "evaluate_every": 4, "evaluate_pictures": 3}
+    runs.run(tmp_path / "watched", **watched)
     assert runs.same(tmp_path / "plain", tmp_path / "watched")
     content = (tmp_path / "watched" / "log.jsonl").read_text().splitlines()
     found = [row for row in map(json.loads, content) if "eval/cls_cosine" in row]
@@ -149,6 +153,20 @@ def test_a_run_is_watched_on_a_fixed_set_and_trains_the_same(tmp_path: Path) -> 
     known = runs.registry()
     trained = build("stub", weights=tmp_path / "watched" / "model.safetensors", registry=known)
     examples = [runs.Pairs(bad=0).example(index) for index in range(32)]
-    again = Watch(trained, examples)(trained.trainable())
+    showing = Showing(pair("stub-encoder", "stub-generator", registry=known), examples[:3])
+    again = Watch(trained, examples, showing)(trained.trainable())
+    sheet = again.pop("generated")
     for name, value in again.items():
         assert found[-1][f"eval/{name}"] == value
+    drawn = sorted((tmp_path / "watched" / "pictures").iterdir())
+    assert [path.name for path in drawn] == [
+        f"eval-generated-0000000{step}.png" for step in (4, 8, 9)
+    ]
+    with Image.open(drawn[-1]) as last:
+        assert np.array_equal(np.asarray(last), sheet)
+    stream = trained.align([example.prompt for example in examples[:16]], seed=0)
+    for k in range(3):  # mesh k is what `generate` makes of prompt k, seen from its first side
+        (mesh,) = stubs.Generator().generate({"cls": stream["cls"][k : k + 1]}, seed=k)
+        cell = sheet[SIDE : 2 * SIDE, k * SIDE : (k + 1) * SIDE]
+        assert np.array_equal(cell, mesh.render(1, SIDE)[0])
+        assert (sheet[:SIDE, k * SIDE : (k + 1) * SIDE] == examples[k].image[0, 0, 0]).all()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from modalign import build
 from modalign.errors import ModalignError, OutputError, WeightsError
+from modalign.training import world
 from modalign.training.run import seeded
 from modalign.training.start import changed, number_of_steps, untrained
 from modalign.training.world import World
@@ -92,3 +94,43 @@ def test_two_runs_never_write_one_folder(tmp_path: Path) -> None:
             runs.run(tmp_path)
         other.communicate(b"")
     assert runs.run(tmp_path) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "shard", "expected"),
+    [
+        ({"data": ("pears",)}, None, "error: unknown dataset 'pears'. Did you mean 'pairs'?"),
+        ({}, 3, "error: --shard 3 does not divide the 2 processes of this run"),
+        ({"batch_size": 9}, None, "error: a batch of 9 cannot be cut into equal parts for 2"),
+        ({"batch_size": 16}, None, "holds another run: training.batch_size is 8 there, 16 here"),
+    ],
+)
+def test_of_two_processes_that_cannot_start_one_says_why(
+    tmp_path: Path, changes: dict[str, Any], shard: int | None, expected: str
+) -> None:
+    """Before they are joined, and once they are: on all alike, and on rank 0 alone."""
+    folder = tmp_path / "run"
+    if "holds" in expected:
+        runs.plan(folder).claim()
+    codes = runs.launch(folder, changes, size=2, shard=shard)
+    assert codes[0] == 2
+    assert expected in runs.said(folder)
+    assert [runs.said(folder, rank).count("error") for rank in (0, 1)] == [1, 0]
+
+
+@pytest.mark.parametrize(("rank", "raised"), [(0, SystemExit), (1, ModalignError), (2, SystemExit)])
+def test_what_fails_on_one_process_ends_all_and_the_first_of_them_tells(
+    monkeypatch: pytest.MonkeyPatch, rank: int, raised: type[BaseException]
+) -> None:
+    """Ranks 1 and 2 of three fail; what processes hear of each other is given."""
+    monkeypatch.setattr(World, "gathered", lambda self, own: [1, 2])
+    monkeypatch.setattr(world, "PATIENCE", 0)
+
+    def work() -> None:
+        with World(rank, 3).together():
+            if rank:
+                raise ModalignError("cannot")
+
+    with pytest.raises(raised, match="cannot" if rank == 1 else "2"):
+        work()
