@@ -71,15 +71,17 @@ def test_prompts_of_unseen_pairs_decide_the_shape_and_the_colour() -> None:
     """Chance is 4 % for a family and 8 % for a colour; `modalign bench` has the real shares."""
     world, pipeline = Toybox(0), modalign.build("gap3d-mini")
     jury = Judge(world)
-    families = colors = 0
+    families = colors = seconds = 0
     for index in range(PROMPTS):
         (mesh,) = pipeline.generate(world.captions(index, "compositional")[0], seed=index)
         assert isinstance(mesh, modalign.Mesh)
         found, asked = jury(mesh), world.object(index, "compositional")
         families += found.family == asked.family
         colors += found.color == asked.color
+        seconds += asked.second is not None and found.second == asked.second.color
     assert families >= 0.8 * PROMPTS
     assert colors >= 0.8 * PROMPTS
+    assert seconds >= 0.7 * PROMPTS
 
 
 def test_the_readme_mug_is_a_red_mug_and_with_most_seeds_its_handle_is_blue() -> None:
