@@ -207,12 +207,13 @@ def launch(
     size: int = 1,
     shard: int | None = None,
     death: tuple[str, int] | None = None,
-    kill_after: float | None = None,
+    kill_at: tuple[int, float] | None = None,
     **options: Any,
 ) -> list[int]:
     """Exit codes of `size` processes; once one has died all do.
 
-    Or all die `kill_after` seconds after the folder is claimed, when imports are behind them.
+    Or all die at `kill_at` = (step, seconds): so long after the checkpoint of that step, or after
+    the folder is claimed if it is 0.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -221,10 +222,10 @@ def launch(
     processes = [servers.Process(target=process, args=(rank, *arguments)) for rank in range(size)]
     for one in processes:
         one.start()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600  # a busy machine is no failure
     while any(one.is_alive() for one in processes):
-        if kill_after is not None and (folder / "run.json").exists():
-            until, kill_after = time.monotonic() + kill_after, None
+        if kill_at is not None and reached(folder) >= kill_at[0]:
+            until, kill_at = time.monotonic() + kill_at[1], None
         if time.monotonic() > until or any(one.exitcode for one in processes):
             for one in processes:
                 one.kill()
@@ -233,6 +234,12 @@ def launch(
     for one in processes:
         one.close()
     return [code if code is not None else -1 for code in codes]
+
+
+def reached(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 once the folder is claimed, -1 before."""
+    found = [int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")]
+    return max(found, default=0 if (folder / "run.json").exists() else -1)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
