@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.golden import runners
 from tests.golden.case import Case, Runner
@@ -104,6 +105,21 @@ def test_an_entry_without_a_listed_file_fails(tmp_path: Path, missing: str) -> N
     (case.folder / missing).unlink()
     with pytest.raises(AssertionError, match=f"lists \\['{missing}'\\]"):
         compare(case)
+
+
+def test_views_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """The second camera belongs to view10 where the first belongs to view2."""
+    case = copied("trellis/gaussian_render_formula", tmp_path)
+    file = case.folder / "outputs.safetensors"
+    tensors = load_file(file)
+    renamed = {
+        f"view10{name[5:]}" if name[:5] == "view2" else name: tensors[name] for name in tensors
+    }
+    renamed = {
+        f"view2{name[5:]}" if name[:5] == "view0" else name: renamed[name] for name in renamed
+    }
+    save_file(renamed, file)
+    compare(case)
 
 
 def test_an_entry_that_expects_nothing_fails(tmp_path: Path) -> None:
