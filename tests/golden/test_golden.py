@@ -35,6 +35,9 @@ def cases() -> list[Case]:
 
 
 def cases_of(root: Path) -> list[Case]:
+    index = root / "index.json"
+    if not index.is_file():
+        raise pytest.UsageError(f"no {index}; MODALIGN_GOLDEN names folders that have one")
     return [
         Case(
             root=root,
@@ -45,7 +48,7 @@ def cases_of(root: Path) -> list[Case]:
             files=tuple(entry["files"]),
             tolerance_overrides=entry.get("tolerance_overrides", {}),
         )
-        for entry in json.loads((root / "index.json").read_text())
+        for entry in json.loads(index.read_text())
     ]
 
 
