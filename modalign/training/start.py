@@ -120,7 +120,10 @@ def watched(run: Run, registry: Registry, pipeline: Pipeline) -> Watch | None:
     if run.evaluate is None:
         return None
     dataset, _ = parse_source(run.evaluate, registry)
-    examples = [dataset.example(index) for index in range(WATCHED)]
+    number = min(WATCHED, len(dataset)) if isinstance(dataset, Sized) else WATCHED
+    if not number:
+        raise ModalignError(f"data {run.evaluate!r} has no samples to watch")
+    examples = [dataset.example(index) for index in range(number)]
     return Watch(pipeline, examples, shown(run, registry, pipeline, examples))
 
 
