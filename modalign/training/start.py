@@ -65,6 +65,8 @@ def start(
             pipeline = untrained(run, registry, world)
             require_caches([dataset for dataset, _ in sources], pipeline)
             batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
+            if run.workers and not all(isinstance(dataset, Cached) for dataset, _ in sources):
+                pipeline.parts.build("encoder")  # here once, not in every worker
             if world.rank == 0:
                 watch = watched(run, registry, pipeline)
         spread(pipeline, config, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from modalign import DatasetSpec, build, hookimpl
 from modalign.errors import ModalignError, OutputError, WeightsError
 from modalign.training import world
 from modalign.training.run import seeded
-from modalign.training.start import changed, number_of_steps, untrained, watched
+from modalign.training.start import changed, number_of_steps, start, untrained, watched
 from modalign.training.world import World
 from tests.modalign import stubs
 from tests.modalign.training import runs
@@ -163,3 +164,17 @@ def test_a_set_shorter_than_what_is_watched_is_watched_whole() -> None:
     assert "cls_R@1" in watch(pipeline.trainable())
     with pytest.raises(ModalignError, match="'few.size=0' has no samples to watch"):
         watched(replace(asked, evaluate="few?size=0"), known, pipeline)
+
+
+def test_the_encoder_is_built_once_however_many_workers_prepare(tmp_path: Path) -> None:
+    """A worker is forked: one that builds for itself fails with CUDA, and takes memory without."""
+    log = tmp_path / "builders"
+
+    def built(**options: Any) -> stubs.Encoder:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return stubs.Encoder()
+
+    asked = runs.plan(tmp_path / "run", steps=3, workers=2)
+    start(asked, runs.registry(encoder={"build": built}))
+    assert log.read_text().split() == [str(os.getpid())]
