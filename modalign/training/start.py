@@ -31,7 +31,13 @@ from modalign.training.showing import Showing
 from modalign.training.snapshots import Snapshots
 from modalign.training.spread import spread
 from modalign.training.state import State
-from modalign.training.trackers import JSONLines, ProgressLine, Tracker, dashboards
+from modalign.training.trackers import (
+    JSONLines,
+    ProgressLine,
+    Tracker,
+    dashboards,
+    require_dashboards,
+)
 from modalign.training.watching import Watch
 from modalign.training.world import World, joined
 
@@ -54,6 +60,7 @@ def start(
     Raises:
         ModalignError: anything that keeps the run from starting, or from going on.
     """
+    require_dashboards(track)
     sources = [parse_source(text, registry) for text in run.data]
     stream = Stream(sources, seed=run.seed)
     with joined(device, shard) as world, ExitStack() as closing:

@@ -138,6 +138,13 @@ def test_what_fails_on_one_process_ends_all_and_the_first_of_them_tells(
         work()
 
 
+def test_an_unknown_tracker_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    asked = runs.plan(tmp_path / "run")
+    with pytest.raises(ModalignError, match="no tracker 'comet'"):
+        start(asked, runs.registry(), track=("comet",))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_set_shorter_than_what_is_watched_is_watched_whole() -> None:
     class Few(runs.Pairs):
         def __init__(self, size: int) -> None:
