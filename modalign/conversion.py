@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from collections import Counter
@@ -236,8 +235,9 @@ def _pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a pickle, of which nothing but tensors is ever read."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    # Damaged pickles raise what they like, TypeError and KeyError among it.
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{file} is damaged, or holds more than tensors: {first}") from error
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         raise WeightsError(f"{file} holds no table of tensors")

@@ -63,8 +63,12 @@ def _read(path: Path, finish: Callable[[Image], Image], frames: int | None = Non
         raise PromptError(
             f"image {path} is too large; expected at most {MAX_PIXELS:,} pixels; resize it"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PromptError(f"image {path} is damaged: {error}") from error
+    except PromptError:
+        raise
+    # Decoders of damaged bytes raise what they like; that of AVIF a RuntimeError.
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise PromptError(f"image {path} is damaged: {said}") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

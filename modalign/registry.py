@@ -88,32 +88,41 @@ class Registry:
                 are available, and plugins that failed to load.
         """
         entries = self._entries[kind]
-        if (kind, name) in self.conflicts:
-            owners = " and ".join(self.conflicts[kind, name])
-            raise RegistryError(
-                f"{SINGULAR[kind]} {name!r} is claimed by {owners}; uninstall or rename one"
-            )
+        self._refuse_conflict(kind, name)
         if name in entries:
             return entries[name]
-        broken = "".join(
-            f" Plugin {owner} failed to load: {why}." for owner, why in self.failures.items()
-        )
         hint = did_you_mean(name, entries)
-        raise RegistryError(f"unknown {SINGULAR[kind]} {name!r}.{hint}{broken}")
+        raise RegistryError(f"unknown {SINGULAR[kind]} {name!r}.{hint}{self._broken()}")
 
     def find(self, name: str) -> list[tuple[str, Any]]:
         """(kind, entry) of every entry called `name`, in any kind.
 
         Raises:
-            RegistryError: there is none.
+            RegistryError: there is none, or two plugins claim it as one kind, as in `get`.
         """
+        for kind in KINDS:
+            self._refuse_conflict(kind, name)
         found = [
             (kind, entries[name]) for kind, entries in self._entries.items() if name in entries
         ]
         if not found:
             known = {name for entries in self._entries.values() for name in entries}
-            raise RegistryError(f"nothing is called {name!r}.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known)
+            raise RegistryError(f"nothing is called {name!r}.{hint}{self._broken()}")
         return found
+
+    def _refuse_conflict(self, kind: str, name: str) -> None:
+        if (kind, name) in self.conflicts:
+            owners = " and ".join(self.conflicts[kind, name])
+            raise RegistryError(
+                f"{SINGULAR[kind]} {name!r} is claimed by {owners}; uninstall or rename one"
+            )
+
+    def _broken(self) -> str:
+        """A sentence for each plugin that failed to load."""
+        return "".join(
+            f" Plugin {owner} failed to load: {why}." for owner, why in self.failures.items()
+        )
 
     def _fail(self, owner: str, error: Exception) -> None:
         self.failures[owner] = f"{type(error).__name__}: {error}"
@@ -162,11 +171,17 @@ def installed() -> Registry:
 
 
 def missing_modules(requires: Iterable[str]) -> list[str]:
-    """Those of `requires` that cannot be imported here; nothing is imported to find out."""
+    """Those of `requires` that cannot be imported here.
+
+    Nothing is imported to find out, but for the packages that a dotted name lies in.
+    """
+    return [name for name in requires if name not in sys.modules and not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
     import importlib.util
 
-    return [
-        name
-        for name in requires
-        if name not in sys.modules and importlib.util.find_spec(name) is None
-    ]
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package that the name lies in
+        return False

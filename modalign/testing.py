@@ -131,6 +131,7 @@ def check_encoder(
         )
     for index in range(len(samples)):
         alone = encoder.encode(encoder.prepare([samples[index]]))
+        _check_stream(spec.stream, alone, 1)
         for name, tokens in stream.items():
             _require_close(
                 alone[name][0], tokens[index], f"group {name!r} of a sample depends on its batch"
@@ -486,5 +487,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_close(actual: Tensor, expected: Tensor, message: str) -> None:
+    shapes = tuple(actual.shape), tuple(expected.shape)
+    _require(shapes[0] == shapes[1], f"{message} (shapes {shapes[0]} and {shapes[1]})")
     difference = float((actual.float() - expected.float()).detach().abs().max())
     _require(difference <= TOLERANCE, f"{message} (largest difference {difference:.3g})")

@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from modalign import TokenStreamSpec, build, installed
 
@@ -64,6 +66,19 @@ def test_the_outside_encoder_keeps_the_contract() -> None:
     from modalign.testing import check_encoder
 
     check_encoder(installed().get("encoders", "dinov3-vits16plus"))
+
+
+def test_the_outside_encoder_reads_a_file_of_weights(tmp_path: Path) -> None:
+    """As every built-in does; anything else than a file of weights is refused, not random."""
+    build_encoder = installed().get("encoders", "dinov3-vits16plus").build
+    model = timm.create_model("vit_small_plus_patch16_dinov3")
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    read = build_encoder(weights=tmp_path / "own.safetensors").model.state_dict()
+    assert len(read) > 100
+    for name, tensor in read.items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    with pytest.raises(FileNotFoundError):
+        build_encoder(weights="vits")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ class DinoV3:
     def __init__(self, weights="pretrained", device="cpu", dtype=torch.float32):
         import timm
 
-        name, pretrained = "vit_small_plus_patch16_dinov3", weights == "pretrained"
-        self.model = timm.create_model(name, pretrained=pretrained).to(device, dtype).eval()
+        name = "vit_small_plus_patch16_dinov3"
+        source = {"pretrained": {"pretrained": True}, "random": {}}
+        options = source.get(weights, {"checkpoint_path": str(weights)})
+        self.model = timm.create_model(name, **options).to(device, dtype).eval()
         self.model.norm = torch.nn.Identity()
 
     def prepare(self, images):

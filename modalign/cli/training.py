@@ -101,18 +101,19 @@ def convert(
     ] = None,
 ) -> None:
     """Turn what GAP3D's or BLIP3-o's training leaves into one file of modalign, or back."""
+    from modalign.assembly import weights_file
     from modalign.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
     from modalign.conversion import empty_head, read_released, write_released
     from modalign.errors import OutputError
     from modalign.registry import installed
 
     registry = installed()
-    back = is_checkpoint(source)
+    back = is_checkpoint(weights_file(source))
     if not back and target.suffix != ".safetensors":
         raise OutputError(f"cannot write {target.name!r}: a checkpoint ends in .safetensors")
     if not back and frozen is not None:
         raise ModalignError(f"--frozen completes a released folder, but {source} is one already")
-    checkpoint = load_checkpoint(source) if back else None
+    checkpoint = load_checkpoint(weights_file(source)) if back else None
     chosen = checkpoint.recipe if checkpoint else registry.get("recipes", recipe)
     stream = checkpoint.stream if checkpoint else registry.get("encoders", chosen.encoder).stream
     width = registry.get("vlms", chosen.vlm).hidden_dim

@@ -48,6 +48,8 @@ def encode_data(
     if isinstance(dataset, Cached):
         raise ModalignError(f"data {data!r} names a cache; leave cache=... out to encode it")
     spec = encoder_of(name, registry)
+    if spec.modality == "text":
+        raise ModalignError(f"encoder {spec.name!r} reads texts; what is encoded are pictures")
     missing = lacking(spec)
     if missing:
         raise ModalignError(f"encoder {missing[0]}")

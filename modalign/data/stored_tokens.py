@@ -66,7 +66,7 @@ def stored(tokens: NDArray[np.float32], name: str, precision: Precision) -> dict
         with np.errstate(over="ignore"):
             return {name: tokens.astype(np.float16)}
     scale = np.abs(tokens).max(axis=-1, keepdims=True) / 127  # (K, 1)
-    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    scale = np.where(scale == 0, 1, scale).astype(np.float32)  # one that is NaN stays so
     if not np.isfinite(scale).all():
         return {name: tokens, name + SCALE: scale}
     return {name: np.rint(tokens / scale).astype(np.int8), name + SCALE: scale}

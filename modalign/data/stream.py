@@ -49,8 +49,9 @@ class Place:
 class Stream:
     """An endless mix of data sets, addressed by slot: a pure function of (seed, slot).
 
-    Step k of a run with global batch B uses slots kB..(k+1)B-1; ranks and workers take shares of
-    them. There is no other state, so a run resumes at any sample, on any number of machines.
+    Step k, from 1, of a run with global batch B uses slots (k-1)B..kB-1; ranks and workers take
+    shares of them. There is no other state, so a run resumes at any sample, on any number of
+    machines.
 
     Within a block of slots each source has exactly its share, in seeded order. A source with an end
     shows every sample once per epoch, each epoch in another order; one without gives its indices as

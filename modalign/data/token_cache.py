@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 OPEN_SHARDS = 64
 SHARD_BYTES = 1 << 27  # what a process loses when it is killed
+ADVICE = {  # where a value has no place
+    "float16": "use int8, or look at the picture",
+    "int8": "look at the picture, and at the encoder's weights",
+}
 PRESENT, IDENTITY, CHECKSUM = "present", "identity", "checksum"
 
 
@@ -209,7 +213,7 @@ class TokenCache:
                     if not np.isfinite(value).all():
                         raise ModalignError(
                             f"group {group!r} of {names[index]} has values that are not finite in "
-                            f"{self.header.precision}; use int8, or look at the picture"
+                            f"{self.header.precision}; {ADVICE[self.header.precision]}"
                         )
                     arrays[name][row] = value
             values = [arrays[name][row] for name in self._tensor_names()]

@@ -23,7 +23,8 @@ of its corners there (size^2, 3)."""
 def intersector(vertices: Vertices, faces: Faces) -> Intersect:
     """What finds the triangles of a mesh that a camera sees.
 
-    Embree traces rays where it is installed; a z-buffer finds the same without.
+    Embree traces rays where it is installed; a z-buffer finds the same without, if the whole mesh
+    lies before the camera.
     """
     return _embree(vertices, faces) or _depth_buffer(vertices, faces)
 

@@ -61,7 +61,8 @@ def train(
                     require_finite_gradients(state, batches, snapshots, config.max_nonfinite)
                 counts = {name: float(state.counts[name]) for name in COUNTED}
                 report.row(done, {**state.means(), "lr": rate, **counts})
-            if report.evaluates and (last or done % run.evaluate_every == 0):
+            looks = done == run.steps or done % run.evaluate_every == 0  # stopping, a save is due
+            if report.evaluates and looks:
                 report.evaluation(done, state.exported())
 
             snapshots.check()

@@ -31,7 +31,13 @@ from modalign.training.showing import Showing
 from modalign.training.snapshots import Snapshots
 from modalign.training.spread import spread
 from modalign.training.state import State
-from modalign.training.trackers import JSONLines, ProgressLine, Tracker, dashboards
+from modalign.training.trackers import (
+    JSONLines,
+    ProgressLine,
+    Tracker,
+    dashboards,
+    require_dashboards,
+)
 from modalign.training.watching import Watch
 from modalign.training.world import World, joined
 
@@ -54,6 +60,7 @@ def start(
     Raises:
         ModalignError: anything that keeps the run from starting, or from going on.
     """
+    require_dashboards(track)
     sources = [parse_source(text, registry) for text in run.data]
     stream = Stream(sources, seed=run.seed)
     with joined(device, shard) as world, ExitStack() as closing:
@@ -65,6 +72,8 @@ def start(
             pipeline = untrained(run, registry, world)
             require_caches([dataset for dataset, _ in sources], pipeline)
             batches = Batches(stream, pipeline, config.batch_size, config.accumulation, world)
+            if run.workers and not all(isinstance(dataset, Cached) for dataset, _ in sources):
+                pipeline.parts.build("encoder")  # here once, not in every worker
             if world.rank == 0:
                 watch = watched(run, registry, pipeline)
         spread(pipeline, config, world)
@@ -120,7 +129,10 @@ def watched(run: Run, registry: Registry, pipeline: Pipeline) -> Watch | None:
     if run.evaluate is None:
         return None
     dataset, _ = parse_source(run.evaluate, registry)
-    examples = [dataset.example(index) for index in range(WATCHED)]
+    number = min(WATCHED, len(dataset)) if isinstance(dataset, Sized) else WATCHED
+    if not number:
+        raise ModalignError(f"data {run.evaluate!r} has no samples to watch")
+    examples = [dataset.example(index) for index in range(number)]
     return Watch(pipeline, examples, shown(run, registry, pipeline, examples))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class JSONLines:
     """Appends a row per call to a file. Rows after the step a run continues from are dropped.
 
     Pictures go into the folder `pictures` beside the file.
+
+    Raises:
+        OutputError: a file cannot be written; of every method.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
@@ -68,17 +72,28 @@ class JSONLines:
         from PIL import Image
 
         target = self.path.parent / "pictures" / f"{name.replace('/', '-')}-{step:08d}.png"
-        target.parent.mkdir(exist_ok=True)
-        Image.fromarray(array).save(target)
+        with self._writing(target):
+            target.parent.mkdir(exist_ok=True)
+            Image.fromarray(array).save(target)
         self._row({"step": step, "picture": name, "file": f"pictures/{target.name}"})
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._writing(self.path):
+            self._file.close()
 
     def _row(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
+        with self._writing(self.path):
+            self._file.write(json.dumps(content) + "\n")
+            self._file.flush()
+
+    @staticmethod
+    @contextmanager
+    def _writing(path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -200,11 +215,20 @@ def dashboards(names: tuple[str, ...], folder: Path, step: int) -> list[Tracker]
     Raises:
         ModalignError: one is unknown, or its library is missing.
     """
+    require_dashboards(names)
     if not names:
         names = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    return [DASHBOARDS[name][1](folder, step) for name in names]
+
+
+def require_dashboards(names: tuple[str, ...]) -> None:
+    """Refuse at once what `dashboards` could not make.
+
+    Raises:
+        ModalignError: one is unknown, or its library is missing.
+    """
     for name in names:
         if name not in DASHBOARDS:
             raise ModalignError(f"no tracker {name!r}; use one of {', '.join(DASHBOARDS)}")
         if importlib.util.find_spec(DASHBOARDS[name][0]) is None:
             raise ModalignError(f"tracker {name!r} is not installed: pip install {name}")
-    return [DASHBOARDS[name][1](folder, step) for name in names]

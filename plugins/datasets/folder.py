@@ -98,7 +98,7 @@ def _texts(root: Path) -> Iterator[Entry]:
 
 def _table(path: Path) -> Iterator[Entry]:
     """Every row of a table, those that cannot be used too."""
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows: Any = csv.DictReader(file) if path.suffix == ".csv" else map(_record, file)
         for number, row in enumerate(rows, start=1):
             if row is None:

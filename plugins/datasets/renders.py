@@ -134,7 +134,7 @@ def _rows(table: Path) -> dict[str, dict[str, str]]:
         return {}
     kept = ("captions", "file_identifier")
     try:
-        with open(table, newline="", encoding="utf-8", errors="replace") as file:
+        with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
             return {
                 row["sha256"]: {name: row[name] for name in kept if row.get(name)}
                 for row in csv.DictReader(file)

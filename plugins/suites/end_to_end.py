@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from modalign import GenerationError, Mesh, Pipeline, Recipe
+from modalign import GenerationError, Mesh, ModalignError, Pipeline, Recipe
 from modalign.evaluation import (
     Report,
     Results,
@@ -20,7 +20,7 @@ from modalign.specs import ProgressCallback
 
 from . import judge
 from .alignment import encode, sampling
-from .judge import Judge
+from .judge import Judge, NothingToJudge
 from .world import Pairs, Toy, pairs
 
 PROMPTS = 200
@@ -40,10 +40,11 @@ INTRODUCTION = (
     f"cells on a {judge.RESOLUTION}^3 grid (at most {judge.FARTHEST} cells), after centring the "
     "bounding box and scaling its longest side to 1. Colours: points uniform on the outer surface "
     "(walls of enclosed cavities left out) belong to the nearest part of that object and vote for "
-    "the nearest palette colour, separately for its main and second part. No mesh counts as wrong.",
+    "the nearest palette colour, separately for its main and second part. No mesh, or one without "
+    "any area, counts as wrong.",
 )
 
-Make = Callable[[int], Mesh]
+Make = Callable[[int], Any]
 
 
 def run(
@@ -54,7 +55,12 @@ def run(
     progress: ProgressCallback | None = None,
     weights: Mapping[str, Path] | None = None,
 ) -> str:
-    """Generate, judge and count; returns the report as Markdown."""
+    """Generate, judge and count; returns the report as Markdown.
+
+    Raises:
+        ModalignError: the generator makes something else than meshes; or as
+            `evaluation.assembled`.
+    """
     found = assembled(recipe, weights=weights)
     count = min(PROMPTS, limit or PROMPTS)
     data = pairs("asset", SPLIT, views=1)
@@ -125,10 +131,15 @@ def judged(make: Make, jury: Judge, data: Pairs) -> Callable[[range], Iterable[V
             start = time.perf_counter()
             try:
                 mesh = make(index)
-            except GenerationError as error:
-                seen: Any = {"error": str(error)}
-            else:
-                seen = {"seconds": round(time.perf_counter() - start, 3)} | vars(jury(mesh))
+                if not isinstance(mesh, Mesh):
+                    raise ModalignError(
+                        "the suite end-to-end judges meshes, and what was made is no mesh but "
+                        f"{type(mesh).__name__}; use --suite alignment"
+                    )
+                seconds = round(time.perf_counter() - start, 3)
+                seen: Any = {"seconds": seconds} | vars(jury(mesh))
+            except (GenerationError, NothingToJudge) as error:
+                seen = {"error": str(error)}
             yield {"prompt": prompt_of(data, index), "asked": asked, "seen": seen}
 
     return measure

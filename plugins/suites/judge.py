@@ -40,6 +40,10 @@ class Verdict:
     second: str | None
 
 
+class NothingToJudge(ValueError):
+    """A mesh without any area."""
+
+
 class Judge:
     """Compares meshes with true objects of a world.
 
@@ -64,7 +68,7 @@ class Judge:
         """The verdict on a mesh; the same on every call.
 
         Raises:
-            ValueError: the mesh has no area.
+            NothingToJudge: the mesh has no area.
         """
         points, colors = visible_points(mesh, POINTS, np.random.default_rng(0))
         exemplar = self.exemplars[int(self.differences(occupied(points)).argmin())]
@@ -119,7 +123,7 @@ def visible_points(mesh: Mesh, count: int, rng: np.random.Generator) -> tuple[Ar
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(normals, axis=1)
     if not area.sum() > 0:
-        raise ValueError(f"a mesh of {len(mesh.faces)} faces has no area; nothing can be judged")
+        raise NothingToJudge(f"a mesh of {len(mesh.faces)} faces has no area to be judged")
     face = rng.choice(len(area), count, p=area / area.sum())
     # Source: R. Osada et al., "Shape distributions" (2002), eq. 1.
     root, along = np.sqrt(rng.random(count)), rng.random(count)

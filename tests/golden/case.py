@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,16 @@ class Case:
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors("state_dict")
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names in order, numbers within them by value: view2 before view10."""
+
+    def order(name: str) -> list[tuple[str, int]]:
+        parts = re.split(r"(\d+)", name)
+        return list(zip(parts[::2], [*map(int, parts[1::2]), -1], strict=True))
+
+    return sorted(names, key=order)
 
 
 Runner = Callable[[Case], Mapping[str, Tensor]]

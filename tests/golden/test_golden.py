@@ -11,10 +11,13 @@ import importlib
 import json
 import os
 import pkgutil
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.golden import runners
 from tests.golden.case import Case, Runner
@@ -28,21 +31,25 @@ def roots() -> list[Path]:
 
 
 def cases() -> list[Case]:
-    found = []
-    for root in roots():
-        for entry in json.loads((root / "index.json").read_text()):
-            found.append(
-                Case(
-                    root=root,
-                    path=entry["path"],
-                    kind=entry["kind"],
-                    tolerance=entry["tolerance"],
-                    config_file=entry["config"],
-                    files=tuple(entry["files"]),
-                    tolerance_overrides=entry.get("tolerance_overrides", {}),
-                )
-            )
-    return found
+    return [case for root in roots() for case in cases_of(root)]
+
+
+def cases_of(root: Path) -> list[Case]:
+    index = root / "index.json"
+    if not index.is_file():
+        raise pytest.UsageError(f"no {index}; MODALIGN_GOLDEN names folders that have one")
+    return [
+        Case(
+            root=root,
+            path=entry["path"],
+            kind=entry["kind"],
+            tolerance=entry["tolerance"],
+            config_file=entry["config"],
+            files=tuple(entry["files"]),
+            tolerance_overrides=entry.get("tolerance_overrides", {}),
+        )
+        for entry in json.loads(index.read_text())
+    ]
 
 
 def all_runners() -> dict[str, Runner]:
@@ -66,6 +73,14 @@ def tolerance_for(case: Case, name: str) -> dict[str, float]:
 def test_outputs_equal_the_reference(case: Case) -> None:
     if case.kind not in RUNNERS:
         pytest.skip(f"no runner for kind {case.kind!r} yet")
+    compare(case)
+
+
+def compare(case: Case) -> None:
+    """The runner's outputs beside every expected one; an entry must say what it expects."""
+    absent = [name for name in case.files if not (case.folder / name).is_file()]
+    assert not absent, f"{case.path}: the index lists {absent}, which {case.folder} lacks"
+    assert case.expected, f"{case.path}: no outputs to compare with"
     outputs = RUNNERS[case.kind](case)
     missing = sorted(set(case.expected) - set(outputs))
     assert not missing, f"{case.path}: the runner computed nothing for {missing}"
@@ -78,3 +93,40 @@ def test_outputs_equal_the_reference(case: Case) -> None:
             **tolerance_for(case, name),
             msg=lambda text, name=name: f"{case.path}: {name}: {text}",
         )
+
+
+def copied(path: str, to: Path) -> Case:
+    """A committed entry in a root of its own."""
+    (case,) = (case for case in cases_of(FIXTURES) if case.path == path)
+    shutil.copytree(case.folder, to / path)
+    return replace(case, root=to)
+
+
+@pytest.mark.parametrize("missing", ["inputs.safetensors", "outputs.safetensors"])
+def test_an_entry_without_a_listed_file_fails(tmp_path: Path, missing: str) -> None:
+    case = copied("trellis/sparse_subdivide", tmp_path)
+    (case.folder / missing).unlink()
+    with pytest.raises(AssertionError, match=f"lists \\['{missing}'\\]"):
+        compare(case)
+
+
+def test_views_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """The second camera belongs to view10 where the first belongs to view2."""
+    case = copied("trellis/gaussian_render_formula", tmp_path)
+    file = case.folder / "outputs.safetensors"
+    tensors = load_file(file)
+    renamed = {
+        f"view10{name[5:]}" if name[:5] == "view2" else name: tensors[name] for name in tensors
+    }
+    renamed = {
+        f"view2{name[5:]}" if name[:5] == "view0" else name: renamed[name] for name in renamed
+    }
+    save_file(renamed, file)
+    compare(case)
+
+
+def test_an_entry_that_expects_nothing_fails(tmp_path: Path) -> None:
+    case = copied("trellis/sparse_subdivide", tmp_path)
+    (case.folder / "outputs.safetensors").unlink()
+    with pytest.raises(AssertionError, match="no outputs to compare with"):
+        compare(replace(case, files=()))

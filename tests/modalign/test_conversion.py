@@ -256,3 +256,18 @@ def test_what_was_never_released_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no place for layer_pooling\.logits"):
         write_released(load_checkpoint(path), head(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("error", [TypeError("an int is required"), EOFError()])
+def test_whatever_a_damaged_pickle_raises_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Of 300 files with three bytes changed at random some raised TypeError."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(WeightsError, match="is damaged, or holds more than tensors: (an int|EOF)"):
+        read_released(tmp_path, head())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from modalign import OutputError, Picture, PromptError, cli
-from modalign.files import output_paths, read_image, save_all, turntable_paths
+from modalign.files import output_paths, read_image, read_picture, save_all, turntable_paths
 from modalign.specs import Progress
 
 
@@ -180,3 +180,19 @@ def test_the_command_refuses_a_film_before_it_loads_anything(
     (line,) = capsys.readouterr().err.splitlines()
     assert "known: .gif, .webp, .png, .mp4" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to decode image"), struct.error("")])
+def test_whatever_a_decoder_raises_a_damaged_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Pillow's decoder of AVIF raises RuntimeError at damaged bytes; EXIF may raise others."""
+
+    def fail(self: Image.Image) -> None:
+        raise error
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    for read in (read_image, read_picture):
+        with pytest.raises(PromptError, match=f"is damaged: {error or 'error'}"):
+            read(tmp_path / "a.png")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from modalign import DatasetSpec, Registry, RegistryError, hookimpl
+from modalign.registry import missing_modules
 
 
 def dataset(name: str) -> DatasetSpec:
@@ -83,3 +84,21 @@ def test_find_looks_in_every_kind() -> None:
     assert [kind for kind, _ in registry.find("coco")] == ["datasets"]
     with pytest.raises(RegistryError, match="nothing is called 'cocoa'. Did you mean 'coco'"):
         registry.find("cocoa")
+
+
+def test_a_search_in_all_kinds_names_two_claims_and_what_failed_to_load() -> None:
+    class Broken:
+        @hookimpl
+        def modalign_datasets(self) -> list[DatasetSpec]:
+            raise ImportError("no module named 'spconv'")
+
+    registry = Registry([("one", plugin("coco")), ("two", plugin("coco")), ("bad", Broken())])
+    with pytest.raises(RegistryError, match="'coco' is claimed by one and two"):
+        registry.find("coco")
+    with pytest.raises(RegistryError, match="Plugin bad failed to load: ImportError.*spconv"):
+        registry.find("laion")
+
+
+def test_a_module_inside_a_package_that_is_not_there_is_missing() -> None:
+    required = ("json", "importlib.metadata", "no_such_package.ops", "json.no_such_module")
+    assert missing_modules(required) == ["no_such_package.ops", "json.no_such_module"]

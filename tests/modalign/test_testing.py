@@ -102,6 +102,12 @@ class EncoderOfAnotherLayout(Encoder):
         return {"patches": super().encode(batch)["patches"][:, :3]}
 
 
+class EncoderThatLeavesOutOfOne(Encoder):
+    def encode(self, batch):
+        stream = super().encode(batch)
+        return stream if len(batch) > 1 else {}
+
+
 class EncoderThatDraws(Encoder):
     def encode(self, batch):
         torch.rand(1)
@@ -281,6 +287,7 @@ def test_a_well_behaved_encoder_passes():
         (EncoderWithGradient, "with a gradient"),
         (EncoderOfInferenceTensors, "inference tensors"),
         (EncoderOfBatches, "depends on its batch"),
+        (EncoderThatLeavesOutOfOne, "declared stream"),
         (EncoderOffItsSpace, "off the space"),
         (EncoderOfAnotherLayout, "declared stream"),
         (EncoderThatDraws, "global generator"),

@@ -96,12 +96,14 @@ def load_encoders(
 
 
 def project_features(at: Coordinates, resolution: int, views: Views) -> Tensor:
-    """Mean over views of their features (N, C) at the projected centres of the voxels.
+    """Mean over views of their features (N, C) at the projected centres of the voxels, float32.
 
     Features are interpolated between the centres of patches; beyond a picture's edge they are 0.
     """
     centre = (at.coords[:, 1:].float() + 0.5) / resolution - 0.5  # (N, 3)
-    total = views.features.new_zeros(len(at), views.features.shape[1])
+    # Half-precision sums over many views would lose what they add.
+    wide = torch.promote_types(views.features.dtype, torch.float32)
+    total = views.features.new_zeros(len(at), views.features.shape[1], dtype=wide)
     for features, extrinsics, intrinsics in zip(
         views.features, views.extrinsics.float(), views.intrinsics.float(), strict=True
     ):
@@ -109,7 +111,10 @@ def project_features(at: Coordinates, resolution: int, views: Views) -> Tensor:
         projected = seen @ intrinsics.T
         place = projected[:, :2] / projected[:, 2:] * 2 - 1  # -1..1 from edge to edge
         found = nn.functional.grid_sample(
-            features[None], place[None, None].to(features), mode="bilinear", align_corners=False
+            features[None].to(wide),
+            place[None, None].to(wide),
+            mode="bilinear",
+            align_corners=False,
         )
         total += found[0, :, 0].T
     return total / len(views.features)

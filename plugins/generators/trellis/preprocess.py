@@ -59,7 +59,8 @@ def with_alpha(image: Image.Image) -> Image.Image:
         PromptError: it is animated, or of numbers without a scale.
     """
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    # Cameras put further pictures behind a JPEG's own: a depth or gain map, the other eye.
+    if frames > 1 and image.format != "MPO":
         raise PromptError(f"the picture is animated ({frames} frames); give one frame of it")
     if image.mode == "F":
         raise PromptError(

@@ -25,7 +25,7 @@ from modalign.models.released import from_released
 from modalign.objectives.flow_matching import FlowMatching
 from modalign.recipes.gap3d import GAP3D
 from modalign.sampling.schedule import training_times
-from tests.golden.case import Case
+from tests.golden.case import Case, numbered
 from tests.golden.runners.gap3d import (
     Outputs,
     condition_width,
@@ -43,7 +43,7 @@ def run_collator(case: Case) -> Outputs:
     config, inputs = case.config, case.inputs
     num_soft, start, soft = config["n_query"], config["image_start_id"], config["soft_token_id"]
     limit = config["model_max_length"] - num_soft - 1
-    names = sorted({name.partition(".")[0] for name in inputs})
+    names = numbered({name.partition(".")[0] for name in inputs})
     rows = [started(inputs[f"{name}.input_ids"].tolist(), limit, start) for name in names]
     labels = [started(inputs[f"{name}.labels"].tolist(), limit, start) for name in names]
     prefix = pad_right([[1] * len(row) for row in rows], 0)

@@ -38,7 +38,7 @@ from modalign.rendering.cameras import (
     hammersley,
     sphere_angles,
 )
-from tests.golden.case import Case, Runner
+from tests.golden.case import Case, Runner, numbered
 
 Outputs = dict[str, Tensor]
 
@@ -378,7 +378,7 @@ def gaussian_render(case: Case) -> Outputs:
     """Only the views that the entry names were rendered; they are numbered as in `cameras`."""
     inputs = {name: value for name, value in case.inputs.items() if not name.endswith("trinsics")}
     splats = Gaussians(**inputs)
-    names = sorted({name.partition(".")[0] for name in case.expected})
+    names = numbered({name.partition(".")[0] for name in case.expected})
     outputs: Outputs = {}
     for number, name in enumerate(names):
         camera = Camera(

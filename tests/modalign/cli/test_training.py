@@ -34,6 +34,11 @@ def test_convert_goes_to_one_file_and_back(command: Command, use: Any, tmp_path:
     written = load_file(back / "model.safetensors")
     assert written.keys() == state.keys()
     assert all(written[name].equal(state[name]) for name in state)
+    ours, again = tmp_path / "ours", tmp_path / "again"
+    ours.mkdir()
+    one.rename(ours / "model.safetensors")  # a folder, as of a run or `save_pretrained`
+    assert command("convert", ours, again)[0] == 0
+    assert load_file(again / "model.safetensors").keys() == state.keys()
     refused(command("convert", source, tmp_path / "x.bin", "--recipe", "stub"), "a checkpoint ends")
     refused(command("convert", tmp_path / "no", one, "--recipe", "stub"), "no checkpoint at")
     refused(

@@ -130,3 +130,14 @@ def test_processes_of_torchrun_share_the_work(tmp_path: Path) -> None:
     )
     assert len(one) > 5
     assert one == many
+
+
+def test_an_encoder_of_texts_has_no_pictures_to_encode(
+    command: Callable[..., Outcome], folder: Path
+) -> None:
+    code, out, err = command(
+        "encode", "clip-text-vitl14", "--data", f"folder?path={folder}", "-o", "cache"
+    )
+    assert (code, out) == (2, "")
+    assert err == ("error: encoder 'clip-text-vitl14' reads texts; what is encoded are pictures\n")
+    assert not Path("cache").exists()

@@ -273,3 +273,14 @@ def test_no_more_shards_are_open_than_allowed(
     for index in [*range(30), 0, 29]:
         assert cache.read(index) is not None
     assert cache._opened.cache_info().currsize == 2  # type: ignore[attr-defined]
+
+
+def test_tokens_that_are_no_numbers_are_refused_in_int8_too(tmp_path: Path) -> None:
+    class Broken(stubs.Encoder):
+        def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            stream = super().encode(batch)
+            stream["patches"][0, 1, 2] = torch.nan
+            return stream
+
+    with pytest.raises(ModalignError, match="'patches' of world/0 has values that are not finite"):
+        fill_cache(tmp_path / "cache", Finite(3), "world", Broken(), SPEC, precision="int8")

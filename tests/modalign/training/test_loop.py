@@ -24,7 +24,7 @@ from modalign.training.spread import spread
 from modalign.training.start import untrained
 from modalign.training.state import State
 from modalign.training.watching import Watch
-from modalign.training.world import World
+from modalign.training.world import StopSignal, World
 from tests.modalign import stubs
 from tests.modalign.training import runs
 
@@ -170,3 +170,14 @@ def test_a_run_is_watched_on_a_fixed_set_and_trains_the_same(tmp_path: Path) -> 
         cell = sheet[SIDE : 2 * SIDE, k * SIDE : (k + 1) * SIDE]
         assert np.array_equal(cell, mesh.render(1, SIDE)[0])
         assert (sheet[:SIDE, k * SIDE : (k + 1) * SIDE] == examples[k].image[0, 0, 0]).all()
+
+
+def test_a_run_that_is_stopped_saves_and_does_not_look_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking takes minutes at full size; who sends SIGTERM kills after seconds."""
+    monkeypatch.setattr(StopSignal, "asked", lambda self: True)
+    watched = {"evaluate": "pairs?bad=0", "evaluate_every": 4}
+    assert runs.run(tmp_path / "run", **watched) == 1
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
+    assert "eval/" not in (tmp_path / "run" / "log.jsonl").read_text()

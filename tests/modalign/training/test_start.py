@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from modalign import build
+from modalign import DatasetSpec, build, hookimpl
 from modalign.errors import ModalignError, OutputError, WeightsError
 from modalign.training import world
 from modalign.training.run import seeded
-from modalign.training.start import changed, number_of_steps, untrained
+from modalign.training.start import changed, number_of_steps, start, untrained, watched
 from modalign.training.world import World
 from tests.modalign import stubs
 from tests.modalign.training import runs
@@ -47,9 +49,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 def test_a_run_starts_from_a_file(tmp_path: Path) -> None:
     file = stubs.checkpoint(tmp_path / "stub.safetensors")
     found = {}
-    for start in (None, file):
-        asked = runs.plan(tmp_path / "run", start=start)
-        found[start] = untrained(asked, runs.registry(asked.recipe), World())
+    for origin in (None, file):
+        asked = runs.plan(tmp_path / "run", start=origin)
+        found[origin] = untrained(asked, runs.registry(asked.recipe), World())
     stored = build("stub", weights=file, registry=stubs.registry())
     assert torch.equal(found[file].soft_tokens, stored.soft_tokens)
     assert not torch.equal(found[None].soft_tokens, stored.soft_tokens)
@@ -134,3 +136,52 @@ def test_what_fails_on_one_process_ends_all_and_the_first_of_them_tells(
 
     with pytest.raises(raised, match="cannot" if rank == 1 else "2"):
         work()
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    asked = runs.plan(tmp_path / "run")
+    with pytest.raises(ModalignError, match="no tracker 'comet'"):
+        start(asked, runs.registry(), track=("comet",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_shorter_than_what_is_watched_is_watched_whole() -> None:
+    class Few(runs.Pairs):
+        def __init__(self, size: int) -> None:
+            super().__init__(bad=0)
+            self.size = size
+
+        def __len__(self) -> int:
+            return self.size
+
+        def example(self, index: int, epoch: int = 0) -> Any:
+            return super().example(range(self.size)[index], epoch)
+
+    class Data:
+        @hookimpl
+        def modalign_datasets(self) -> list[DatasetSpec]:
+            return [DatasetSpec(name="few", build=Few)]
+
+    known = stubs.registry(runs.RECIPE, more=[runs.Data(), Data()])
+    pipeline = build("stub", weights="untrained", registry=known)
+    asked = replace(runs.plan(Path("run")), evaluate="few?size=5")
+    watch = watched(asked, known, pipeline)
+    assert watch is not None
+    assert len(watch.prompts) == 5
+    assert "cls_R@1" in watch(pipeline.trainable())
+    with pytest.raises(ModalignError, match="'few.size=0' has no samples to watch"):
+        watched(replace(asked, evaluate="few?size=0"), known, pipeline)
+
+
+def test_the_encoder_is_built_once_however_many_workers_prepare(tmp_path: Path) -> None:
+    """A worker is forked: one that builds for itself fails with CUDA, and takes memory without."""
+    log = tmp_path / "builders"
+
+    def built(**options: Any) -> stubs.Encoder:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return stubs.Encoder()
+
+    asked = runs.plan(tmp_path / "run", steps=3, workers=2)
+    start(asked, runs.registry(encoder={"build": built}))
+    assert log.read_text().split() == [str(os.getpid())]

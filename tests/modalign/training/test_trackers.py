@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modalign.errors import ModalignError
+from modalign.errors import ModalignError, OutputError
 from modalign.training.trackers import JSONLines, TensorBoard, dashboards
 
 
@@ -55,3 +55,14 @@ def test_a_dashboard_that_is_not_there_is_refused(
     with pytest.raises(ModalignError, match="pip install wandb"):
         dashboards(("wandb",), tmp_path, 0)
     assert dashboards((), tmp_path, 0) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    log = JSONLines(tmp_path / "log.jsonl")
+    log._file.close()
+    log._file = Path("/dev/full").open("a")
+    with pytest.raises(OutputError, match="cannot write .*log.jsonl: No space left on device"):
+        log.log(1, {"loss": 0.5})
+    with pytest.raises(OutputError, match="No space left"):  # what is left is tried again
+        log.close()

@@ -124,6 +124,24 @@ def test_a_table_gives_pictures_and_several_captions(tmp_path: Path, table: str)
     assert skipped(data) == expected
 
 
+@pytest.mark.parametrize("table", ["captions.jsonl", "metadata.csv"])
+def test_a_table_may_begin_with_a_byte_order_mark(tmp_path: Path, table: str) -> None:
+    """Spreadsheets write one in front of the first column's name."""
+    shot(tmp_path / "a.png")
+    content = '{"file_name": "a.png", "text": "of a"}\n'
+    if table.endswith("csv"):
+        content = "file_name,text\na.png,of a\n"
+    (tmp_path / table).write_text(content, encoding="utf-8-sig")
+    assert source(f"folder?path={tmp_path}").example(0).prompt.text == "of a"
+
+
+def test_the_table_of_renders_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    renders(tmp_path, {"aa": ["a mug"]}, views=1)
+    table = tmp_path / "metadata.csv"
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    assert source(f"renders?path={tmp_path}").example(0).prompt.text == "a mug"
+
+
 def renders(root: Path, assets: Mapping[str, Any], views: int = 2) -> None:
     """TRELLIS's layout; captions None leaves the asset out of the table."""
     with open(root / "metadata.csv", "w", newline="") as file:

@@ -157,6 +157,16 @@ def test_what_lies_beyond_every_picture_is_zero():
     assert not project_features(at, 8, views).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_views_in_half_precision_keep_their_mean(dtype):
+    """A sum of ones in bfloat16 stays at 256: 300 equal views would have a mean of 0.85."""
+    at = Coordinates(torch.tensor([[0, 3, 4, 5]]))
+    extrinsics = torch.from_numpy(camera_extrinsics(0.0, 0.0, 2.0)).expand(300, -1, -1)
+    intrinsics = torch.from_numpy(camera_intrinsics(np.pi / 2)).expand(300, -1, -1)
+    views = Views(torch.ones(300, 2, 4, 4, dtype=dtype), extrinsics, intrinsics)
+    torch.testing.assert_close(project_features(at, 8, views), torch.ones(1, 2))
+
+
 def test_pictures_of_a_mesh_put_its_colours_back_on_its_voxels():
     """`Mesh.render` is the second way to know where a camera sees a point."""
     mesh = slab()

@@ -93,6 +93,18 @@ def test_an_animated_picture_is_refused(tmp_path):
         preprocess.object_picture(picture, 64)
 
 
+def test_a_cameras_jpeg_is_its_first_picture(tmp_path):
+    """Phones write JPEGs with a gain map or a second eye behind the picture itself."""
+    first, second = (Image.new("RGB", (64, 48), color) for color in ("red", "blue"))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "phone.jpg") as picture:
+        assert picture.n_frames == 2
+        red, _, blue, alpha = np.asarray(preprocess.with_alpha(picture))[24, 32].tolist()
+    assert red > 250
+    assert blue < 5
+    assert alpha == 255
+
+
 def test_numbers_without_a_white_are_refused():
     with pytest.raises(PromptError, match="floating-point numbers, whose white is unknown"):
         preprocess.object_picture(Image.new("F", (9, 9)), 64)

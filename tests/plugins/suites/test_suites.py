@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import modalign_plugins.suites as suites
+import numpy as np
 import pytest
 from modalign_plugins.datasets.toybox import Toybox
 from modalign_plugins.suites import alignment, end_to_end
 from modalign_plugins.suites.judge import Judge
+from modalign_plugins.suites.world import pairs
 
-from modalign import GenerationError, Mesh, Pipeline, Progress, Registry, SuiteSpec, build
+from modalign import (
+    GenerationError,
+    Mesh,
+    ModalignError,
+    Pipeline,
+    Progress,
+    Registry,
+    SuiteSpec,
+    build,
+)
 from modalign.evaluation.rows import Assembled
 from tests.modalign import stubs
 
@@ -127,6 +138,26 @@ def test_end_to_end_counts_what_the_judge_sees(
     asked.clear()
     assert suite("end-to-end").run(stubs.RECIPE, tmp_path, limit=4) == text
     assert not asked
+
+
+def test_a_mesh_without_area_counts_as_wrong() -> None:
+    """As a generator makes it whose surface shrank to a point."""
+
+    def flat(index: int) -> Mesh:
+        return Mesh(np.zeros((3, 3)), np.array([[0, 1, 2]]), np.zeros((3, 3)))
+
+    measure = end_to_end.judged(flat, Judge(WORLD, per_family=1), pairs("asset", "val", views=1))
+    (found,) = measure(range(1))
+    assert found["seen"] == {"error": "a mesh of 1 faces has no area to be judged"}
+    assert end_to_end.shares([found])["no mesh"] == 100
+
+
+def test_what_is_no_mesh_is_refused() -> None:
+    measure = end_to_end.judged(
+        lambda index: object(), Judge(WORLD, per_family=1), pairs("asset", "val", views=1)
+    )
+    with pytest.raises(ModalignError, match="no mesh but object; use --suite"):
+        list(measure(range(1)))
 
 
 def test_shares_count_each_property_by_itself() -> None:
