@@ -14,13 +14,13 @@ from functools import cache as once
 from typing import Any
 
 import numpy as np
-from modalign_plugins.datasets.toybox import Toybox, ToyObject, captions
+from modalign_plugins.datasets.toybox import Sample, Toybox, ToyObject, captions
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 from trainer import RUNS
 
-SIZE = 112
+SIZE, PATCH = 112, 14
 TRAIN_OBJECTS = 8000
 TEXT_OBJECTS = 16_000
 VIEWS = ("scene", "scene", "asset", "asset")  # of every training object
@@ -29,21 +29,28 @@ FOLDER = RUNS / "cache"
 WORLD = Toybox(seed=0)
 
 
-def views(
+def samples(
     split: str, kinds: Sequence[str], index: int, subject: ToyObject | None = None
-) -> NDArray[np.uint8]:
-    """Pictures (V, H, W, 3) of one object; the n-th of a kind is its view n.
+) -> list[Sample]:
+    """Views of one object; the n-th of a kind is its view n.
 
-    With a `subject`, pictures of that from the same cameras.
+    With a `subject`, views of that from the same cameras.
     """
     seen: dict[str, int] = {}
-    pictures = []
+    found = []
     for kind in kinds:
         view = seen.get(kind, 0)
         seen[kind] = view + 1
         draw = WORLD.scene if kind == "scene" else WORLD.asset
-        pictures.append(draw(index, split, size=SIZE, view=view, subject=subject).image)
-    return np.stack(pictures)
+        found.append(draw(index, split, size=SIZE, view=view, subject=subject))
+    return found
+
+
+def views(
+    split: str, kinds: Sequence[str], index: int, subject: ToyObject | None = None
+) -> NDArray[np.uint8]:
+    """The pictures (V, H, W, 3) of `samples`."""
+    return np.stack([sample.image for sample in samples(split, kinds, index, subject)])
 
 
 def _train_views(index: int) -> NDArray[np.uint8]:
@@ -54,6 +61,28 @@ def _twin_views(index: int) -> NDArray[np.uint8]:
     # Edits begin with one of the main colour, then one of another part's.
     edit = WORLD.edits(index)[0 if index % 4 == 0 else 1]
     return views("train", VIEWS, index, edit.object)
+
+
+def _train_places(index: int) -> NDArray[np.float16]:
+    return np.stack([patch_places(sample) for sample in samples("train", VIEWS, index)])
+
+
+def _train_cameras(index: int) -> NDArray[np.float32]:
+    stands = [sample.camera for sample in samples("train", VIEWS, index)]
+    return np.radians([[camera.yaw, camera.pitch] for camera in stands], dtype=np.float32)
+
+
+def patch_places(sample: Sample) -> NDArray[np.float16]:
+    """Where each patch's part of the object lies, (P, 4): mean x, y, z and the share it covers."""
+    side = SIZE // PATCH
+    seen = sample.part_ids >= 0
+    depth = np.where(seen, sample.depth, 0)[..., None]
+    points = (sample.camera.eye + depth * sample.camera.rays(SIZE)) * seen[..., None]
+    values = np.concatenate([points, seen[..., None]], 2)
+    sums = values.reshape(side, PATCH, side, PATCH, 4).sum((1, 3)).reshape(side**2, 4)
+    sums[:, :3] /= np.maximum(sums[:, 3:], 1)
+    sums[:, 3] /= PATCH * PATCH
+    return sums.astype(np.float16)
 
 
 def drawn(
@@ -84,6 +113,20 @@ def twins() -> np.memmap:
     """The `pictures` once more with one part of each object in another colour."""
     shape = (TRAIN_OBJECTS, len(VIEWS), SIZE, SIZE, 3)
     return drawn("twins", shape, _twin_views, "u1")
+
+
+def places() -> np.memmap:
+    """For each of the `pictures`, (objects, views, P, 4) float16: see `patch_places`.
+
+    Geometry alone: which patches of two views show the same spot of the object's surface.
+    """
+    shape = (TRAIN_OBJECTS, len(VIEWS), (SIZE // PATCH) ** 2, 4)
+    return drawn("places", shape, _train_places, "f2")
+
+
+def cameras() -> np.memmap:
+    """Yaw and pitch of each of the `pictures` in radians, (objects, views, 2) float32."""
+    return drawn("cameras", (TRAIN_OBJECTS, len(VIEWS), 2), _train_cameras, "f4")
 
 
 def surface(resolution: int) -> np.memmap:
@@ -165,4 +208,6 @@ if __name__ == "__main__":
     texts()
     pictures()
     twins()
+    places()
+    cameras()
     surface(16)

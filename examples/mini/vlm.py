@@ -45,7 +45,7 @@ KINDS = {
     2: {"look": 12, "describe": 4},
 }
 EXTRA = {1: 24, 2: 48}
-STEPS = {1: 4400, 2: 3000}
+STEPS = {1: 4400, 2: 6500}
 RATES = {1: 1.5e-3, 2: 7.5e-4}
 TURNS = 4  # questions about one caption or picture
 DESCRIBE = ("describe the picture.", "what does the picture show?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from modalign.specs import ProgressCallback
 
 
-class Shown:
+class Shown(ABC):
     """An asset with a `render` is shown as a strip of views or as a film."""
 
+    @abstractmethod
     def render(
         self,
         views: int = 4,
@@ -33,7 +35,6 @@ class Shown:
 
         `background` is a grey or RGB in 0..1, as displayed.
         """
-        raise NotImplementedError
 
     def preview(self, path: str | os.PathLike[str]) -> None:
         """Write a PNG of four views side by side.
@@ -63,12 +64,12 @@ class Translucent(Shown):
 
     SUPERSAMPLING: ClassVar[int] = 1
 
+    @abstractmethod
     def view(self, camera: Camera, size: int) -> tuple[Tensor, Tensor]:
         """A picture on black (size, size, 3) and its cover (size, size), both differentiable.
 
         Over a background b it is `picture + (1 - cover) * b`. Colours may exceed 1.
         """
-        raise NotImplementedError
 
     def render(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,13 @@ class Surface(Shown):
     faces: NDArray[np.int64]
 
     @property
+    @abstractmethod
     def vertex_normals(self) -> Floats:
         """Unit normals (V, 3)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _paint(self, corners: Any, weights: Any) -> Any:
         """Colours (K, 3) in 0..1 of points, see `rendering.layers.Paint`."""
-        raise NotImplementedError
 
     def layers(self, camera: Camera, size: int, *, supersampling: int = 4) -> Layers:
         """Light, colour, normals, depth and cover as floats; see `modalign.rendering.layers`."""
