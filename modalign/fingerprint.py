@@ -38,6 +38,7 @@ def same_weights(left: Fingerprint, right: Fingerprint) -> bool:
         mean = sum(values) / len(values)
         deviation = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
         pairs = zip(values, right[name], strict=True)
-        if max(abs(one - other) for one, other in pairs) > TOLERANCE * max(deviation, 1e-6):
+        near = TOLERANCE * max(deviation, 1e-6)
+        if not all(abs(one - other) <= near for one, other in pairs):  # so that NaN is no equal
             return False
     return True

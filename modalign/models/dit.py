@@ -228,9 +228,10 @@ def time_features(clock: Tensor) -> Tensor:
     """Cosines then sines (B, 256) of the clock (B,) at geometric frequencies, float32.
 
     The exponent is rounded to float32 as in the released network, then raised exactly: at 1000 a
-    last-place error of a frequency already shows, and float32 `exp` differs between processors.
+    last-place error of a frequency already shows, and float32 `exp` differs between processors. So
+    they are made on the CPU, which has float64 on every machine.
     """
-    steps = torch.arange(NUM_TIME_FREQUENCIES, dtype=torch.float32, device=clock.device)
+    steps = torch.arange(NUM_TIME_FREQUENCIES, dtype=torch.float32, device="cpu")
     exponents = -math.log(10000.0) * steps / NUM_TIME_FREQUENCIES
-    angles = clock.float()[:, None] * exponents.double().exp().float()
+    angles = clock.float()[:, None] * exponents.double().exp().float().to(clock.device)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)

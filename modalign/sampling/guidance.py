@@ -53,7 +53,8 @@ def guided_velocity(
     def predict(x: TokenStream, level: float, condition: Any, mask: Tensor | None) -> TokenStream:
         count = len(next(iter(x.values())))
         time = network_time(level, sampler.integer_time)
-        t = torch.full((count,), time, dtype=torch.float64, device=_device(x))
+        device = _device(x)
+        t = torch.full((count,), time, dtype=time_dtype(device), device=device)
         out = head(x, t, condition) if mask is None else head(x, t, condition, mask)
         if flow.prediction == "velocity":
             return {name: tokens.to(x[name].dtype) for name, tokens in out.items()}
@@ -76,3 +77,8 @@ def guided_velocity(
 
 def _device(x: TokenStream) -> torch.device:
     return next(iter(x.values())).device
+
+
+def time_dtype(device: torch.device) -> torch.dtype:
+    """float64, in which a network is told its times; float32 on MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -74,7 +74,8 @@ class Snapshots:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        numbers = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def path(self, step: int) -> Path:
         """The folder of one."""

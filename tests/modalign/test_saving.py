@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_precision_is_no_difference_and_other_weights_are() -> None:
     assert same_weights(own, rounded)
     assert not same_weights(own, fingerprint(OtherEncoder()))
     assert not same_weights(own, {"cls": own["cls"]})
+    broken = {name: [math.nan] * len(values) for name, values in own.items()}
+    assert not same_weights(own, broken)
 
 
 def test_random_parts_leave_no_fingerprint(tmp_path: Path) -> None:

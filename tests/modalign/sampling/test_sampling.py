@@ -12,7 +12,7 @@ from torch import Tensor
 from modalign.models.dit import TokenStreamDiT
 from modalign.recipe import DiTConfig, FlowConfig, SamplerConfig
 from modalign.sampling import draw_noise, sample
-from modalign.sampling.guidance import guided_velocity
+from modalign.sampling.guidance import guided_velocity, time_dtype
 from modalign.sampling.schedule import (
     draw_times,
     network_time,
@@ -274,3 +274,12 @@ def test_integer_time_reaches_the_head() -> None:
     velocity = guided_velocity(head, CONDITION, FlowConfig(), sampler)
     velocity(draw_noise(SPEC, generators(0, 1)), 29 / 30)
     assert told == [pytest.approx(966, abs=1e-9)]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)],
+)
+def test_times_have_the_precision_that_their_device_has(device: str, dtype: torch.dtype) -> None:
+    """MPS refuses float64."""
+    assert time_dtype(torch.device(device)) == dtype

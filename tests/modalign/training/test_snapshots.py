@@ -38,6 +38,13 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
         Snapshot(store.path(1)).fill({"a": Piece(torch.zeros(3), (3,))})
 
 
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """As somebody's copy under another name."""
+    for name in ("step-00000002", "step-00000010", "step-00000500.bak", "step-"):
+        (tmp_path / name).mkdir()
+    assert Snapshots(tmp_path).steps() == [2, 10]
+
+
 def test_a_save_holds_the_values_of_its_moment(tmp_path: Path) -> None:
     """The copy is taken at once; what happens while the disk writes is not in it."""
     store, weight = Snapshots(tmp_path), torch.zeros(1000)
