@@ -67,9 +67,13 @@ def run(
     jury = Judge(data.world)
     results = Results(output / "samples.jsonl")
     measured: dict[str, list[Values]] = {}
-    for name, (make, parts) in makers(found.pipelines, recipe, data).items():
-        row = Row(name, fingerprint(*parts), judged(make, jury, data))
-        measured[name] = results.complete(row, count, progress)
+    # Fingerprints first: parts that load or remember something when used look different then.
+    rows = [
+        Row(name, fingerprint(*parts), judged(make, jury, data))
+        for name, (make, parts) in makers(found.pipelines, recipe, data).items()
+    ]
+    for row in rows:
+        measured[row.name] = results.complete(row, count, progress)
         text = _report(recipe, measured, found.missing).write(output)
     return text
 

@@ -101,7 +101,11 @@ def test_end_to_end_counts_what_the_judge_sees(
     class Nothing:
         accepts = stubs.STREAM
 
+        def __init__(self) -> None:
+            self.loaded: list[int] = []  # as of networks that are read when they are needed
+
         def generate(self, stream: Any, *, seed: int, **options: Any) -> list[Mesh]:
+            self.loaded.append(seed)
             raise GenerationError("stage 'stub' found nothing")
 
     asked: list[str] = []
@@ -112,7 +116,8 @@ def test_end_to_end_counts_what_the_judge_sees(
 
     pipeline = pipelines["stub"]
     monkeypatch.setattr(pipeline, "generate", perfect)
-    monkeypatch.setattr(type(pipeline.parts), "generator", Nothing())
+    nothing = Nothing()
+    monkeypatch.setattr(type(pipeline.parts), "generator", nothing)
     monkeypatch.setattr(
         end_to_end,
         "assembled",
@@ -136,8 +141,10 @@ def test_end_to_end_counts_what_the_judge_sees(
         assert "seconds" not in rows[name]
     assert "`stub-b` (none)" in text
     asked.clear()
+    nothing.loaded.clear()
     assert suite("end-to-end").run(stubs.RECIPE, tmp_path, limit=4) == text
     assert not asked
+    assert not nothing.loaded
 
 
 def test_a_mesh_without_area_counts_as_wrong() -> None:
