@@ -79,7 +79,7 @@ QWEN_7B = Sizes(
 )
 MINI = Sizes(
     name="qwen2.5-vl-mini",
-    summary="the same network with 2 M parameters, trained on the toy world",
+    summary="the same network with 3 M parameters, trained on the toy world",
     family=FAMILY,
     text=_text(
         [4, 6, 6],
