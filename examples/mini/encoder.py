@@ -124,8 +124,8 @@ def spots(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Patches of two views that show the same spot, of `SPOTS` random ones of each first view.
 
-    From `cache.places` (B, P, 4) of either view: the patches there (B, S) and here (B, S), whether
-    there is such a pair (B, S), and where it is (B, S, 3).
+    From `cache.places` (B, P, 4) of either view: the patches of the first view (B, S) and of the
+    second (B, S), whether both do show that spot (B, S), and where it is (B, S, 3).
     """
     gap = torch.cdist(first[..., :3], second[..., :3])
     gap, there = (gap + 1e3 * (second[:, None, :, 3] < COVERED)).min(-1)
