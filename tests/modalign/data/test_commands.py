@@ -5,39 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from modalign import cli
 from modalign.data import TokenCache, parse_source
-
-Outcome = tuple[int, str, str]
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Outcome]:
-    """Runs `modalign ARGUMENTS` in an empty folder; returns exit code, stdout and stderr."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-
-    def run(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["modalign", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as done:
-            code = done.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+from tests.modalign.cli.outcomes import Command
 
 
 @pytest.fixture
@@ -53,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_data_is_encoded_checked_and_then_trains_without_encoder(
-    command: Callable[..., Outcome], folder: Path, tmp_path: Path
+    command: Command, folder: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     code, out, _ = command("encode", "gap3d-mini", "--data", f"folder?path={folder}", "-o", cache)
@@ -90,7 +65,7 @@ def test_data_is_encoded_checked_and_then_trains_without_encoder(
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
-    command: Callable[..., Outcome], arguments: list[str], said: str
+    command: Command, arguments: list[str], said: str
 ) -> None:
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")
@@ -132,9 +107,7 @@ def test_processes_of_torchrun_share_the_work(tmp_path: Path) -> None:
     assert one == many
 
 
-def test_an_encoder_of_texts_has_no_pictures_to_encode(
-    command: Callable[..., Outcome], folder: Path
-) -> None:
+def test_an_encoder_of_texts_has_no_pictures_to_encode(command: Command, folder: Path) -> None:
     code, out, err = command(
         "encode", "clip-text-vitl14", "--data", f"folder?path={folder}", "-o", "cache"
     )
