@@ -25,7 +25,7 @@ from modalign.fingerprint import fingerprint
 from modalign.fitting import fit
 from modalign.recipe import Recipe
 
-STEPS = {1: 4500, 2: 28_500}
+STEPS = {1: 6000, 2: 33_000}
 NOISES = 4  # targets per prompt: reading one takes 0.6 to 1.2 times as long as the head
 VIEWS = {1: (0, 1), 2: (2, 3)}  # of the cache: two scenes, two assets
 

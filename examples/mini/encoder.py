@@ -15,7 +15,7 @@ Colour is part of what the tokens must say, so it is never jittered where colour
 of the batch are twins of the other half, seen from the same cameras, one part in another colour. In
 every second step one of the two views is grey, its tones mapped by a random curve, and heads of
 their own compare shape alone: of objects without a scene around them first, then of all.
-Usage: python examples/mini/encoder.py [--steps N]
+Usage: python examples/mini/encoder.py [--steps N] [--threads N]
 """
 
 from __future__ import annotations
@@ -178,10 +178,11 @@ def chosen(
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=14_000)
+    parser.add_argument("--steps", type=int, default=22_000)
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)  # initial weights; every later draw has its own generator
     cache, changed, spot, stands = pictures(), twins(), places(), cameras()
     encoder = Dinov2Encoder(MINI_REG, MINI_STREAM)

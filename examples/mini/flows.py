@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from trainer import Trainer, compile_forward, quick
 
 ASSETS = (2, 3)  # views of the cache
-STEPS = {"structure": 12_500, "slat": 10_000}
+STEPS = {"structure": 15_000, "slat": 12_500}
 BLUR = 0.3  # largest deviation of the noise on tokens, whose own is 1
 
 

@@ -28,7 +28,7 @@ GAP3D_MINI_REFERENCE = GAP3D.derive(
         lr=1e-3,
         min_lr=2e-5,
         warmup=0.1,
-        steps=28_500,
+        steps=33_000,
         batch_size=32,
         betas=(0.9, 0.99),
         data=("toybox?domain=asset:0.9", "toybox?domain=scene:0.1"),
