@@ -30,12 +30,14 @@ from modalign.tokens import TokenStreamSpec
 
 NETWORK = "model.dit.model."
 SOFT_TOKENS = "model.latent_queries"
-WORDS = "model.embed_tokens.weight"
+# The word table, as written before and after transformers 4.52.
+WORDS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 TOKEN_ROWS = f"{FROZEN}token_rows"  # rows of the word table that training added, [IMG] first
 FIRST_ADDED = 151665  # id of [IMG]; [/IMG] and <image> follow, and end the table
 # What else lies in such a folder, untrained: by prefix, both before and after transformers 5.
 FROZEN_PARTS = {
     "model.embed_tokens.": "word table",
+    "model.language_model.embed_tokens.": "word table",
     "model.layers.": "language model",
     "model.norm.": "language model",
     "model.language_model.": "language model",
@@ -97,7 +99,7 @@ def read_released(
             continue
         else:
             left_out[part] += 1
-            if name == WORDS and len(tensor) > first_added:
+            if name in WORDS and len(tensor) > first_added:
                 extra[TOKEN_ROWS] = tensor[first_added:].clone()
             continue
         kept.append(name)
@@ -155,11 +157,11 @@ def write_released(
             if not part:
                 continue
             copied[part] += 1
-            if name == WORDS and TOKEN_ROWS in checkpoint.frozen:
+            if name in WORDS and TOKEN_ROWS in checkpoint.frozen:
                 tensor = torch.cat([tensor[:first_added], checkpoint.frozen[TOKEN_ROWS].to(tensor)])
             state[name] = tensor
-        if WORDS not in state:
-            raise WeightsError(f"{frozen} holds no {WORDS}; is it a folder of Qwen2.5-VL?")
+        if not any(name in state for name in WORDS):
+            raise WeightsError(f"{frozen} holds no {WORDS[0]}; is it a folder of Qwen2.5-VL?")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".modalign-"))

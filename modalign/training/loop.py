@@ -56,9 +56,9 @@ def train(
             logs, saves = (last or done % n == 0 for n in (run.log_every, run.save_every))
             if logs or saves:  # a checkpoint never goes beyond what is told
                 report.skipped_samples(world)
-            if logs:  # only here does anything wait for the device
-                with world.together():
+                with world.together():  # only here does anything wait for the device
                     require_finite_gradients(state, batches, snapshots, config.max_nonfinite)
+            if logs:
                 counts = {name: float(state.counts[name]) for name in COUNTED}
                 report.row(done, {**state.means(), "lr": rate, **counts})
             looks = done == run.steps or done % run.evaluate_every == 0  # stopping, a save is due
@@ -107,12 +107,14 @@ def backward(
 def require_finite_gradients(
     state: State, batches: Batches, snapshots: Snapshots, allowed: int
 ) -> None:
-    """Stop a run that has left out more than `allowed` steps in a row.
+    """Stop a run that has left out more than `allowed` steps in a row since it was last asked.
 
     Raises:
         TrainingError: names the samples of the last one, and the last good checkpoint.
     """
-    if state.counts["most_in_a_row"] <= allowed:
+    most = state.counts["most_in_a_row"]
+    if most <= allowed:
+        most.zero_()  # the steps in a row now are counted on
         return
     with suppress(OutputError):  # then an older one is the last
         snapshots.finish()

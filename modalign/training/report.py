@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,4 +85,5 @@ class Report:
         """Bytes: of the GPU if there is one, else of this process."""
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        unit = 1.0 if platform.system() == "Darwin" else 1024.0  # macOS counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

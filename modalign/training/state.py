@@ -42,7 +42,8 @@ class State:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self.averages = {decay: EMA(self.weights, decay) for decay in config.ema_decays}
-        # Samples and steps left out in all; steps now in a row, most in a row, and the last one.
+        # Samples and steps left out in all; steps now in a row, most in a row since they were last
+        # looked at, and the last one.
         names = ("skipped_samples", "skipped_steps", "in_a_row", "most_in_a_row", "last")
         self.counts: Counts = {name: torch.zeros((), device=world.device) for name in names}
         self.sums: Counts = {}  # of losses and norms since the last row of the log
@@ -85,9 +86,12 @@ class State:
 
     @torch.no_grad()
     def record(self, values: Mapping[str, Tensor]) -> None:
-        """Add a step's numbers to the sums of the log; a step with any not finite adds nothing."""
+        """Add a step's numbers to the sums of the log.
+
+        A step with any that is not finite, or without a sample ("samples"), adds nothing.
+        """
         stacked = torch.stack([value.detach().float() for value in values.values()])
-        whole = stacked.isfinite().all()
+        whole = stacked.isfinite().all() & (values["samples"] > 0)
         stacked = torch.where(whole, stacked, 0.0)
         for name, value in zip(("steps", *values), (whole.float(), *stacked.unbind()), strict=True):
             self.sums[name] = self.sums[name] + value if name in self.sums else value

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,8 +99,9 @@ def _texts(root: Path) -> Iterator[Entry]:
 def _table(path: Path) -> Iterator[Entry]:
     """Every row of a table, those that cannot be used too."""
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows: Any = csv.DictReader(file) if path.suffix == ".csv" else map(_record, file)
-        for number, row in enumerate(rows, start=1):
+        table = path.suffix == ".csv"
+        rows: Any = enumerate(csv.DictReader(file), 1) if table else _records(file)
+        for number, row in rows:
             if row is None:
                 yield Entry(f"{path.name}:{number}", problem="the line is no JSON object")
                 continue
@@ -109,17 +110,21 @@ def _table(path: Path) -> Iterator[Entry]:
                 yield Entry(f"{path.name}:{number}", problem="the row has no file_name")
                 continue
             captions = next((row[column] for column in COLUMNS if row.get(column)), "")
-            if path.suffix == ".csv" and not row.get("text") and not row.get("caption"):
+            if table and not row.get("text") and not row.get("caption"):
                 captions = listed(captions)
             yield Entry(name, captions)
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+def _records(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and object of every line that is not empty, None where it holds none."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        yield number, row if isinstance(row, dict) else None
 
 
 def listed(text: str) -> Any:

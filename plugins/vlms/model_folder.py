@@ -56,7 +56,7 @@ def frozen_model(
     """
     from transformers import AutoConfig
 
-    config = described(owner, folder, AutoConfig)
+    config = sources.described(owner, folder, AutoConfig)
     if type(config) not in classes:
         raise BuildError(
             f"{owner!r} cannot serve {folder}: transformers knows no model of type "
@@ -72,21 +72,3 @@ def frozen_model(
         device=device,
         dtype=dtype,
     )
-
-
-def described(owner: str, folder: Path, loader: Any) -> Any:
-    """What `loader`, one of transformers' Auto classes, reads from the folder's descriptions.
-
-    Raises:
-        BuildError: it needs a library that is not installed.
-        WeightsError: the folder lacks it, or it needs code of its own, which is never run.
-    """
-    try:
-        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        raise BuildError(f"{owner!r} cannot read {folder}: {str(error).strip()}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{owner!r} finds no usable {loader.__name__.removeprefix('Auto').lower()} in "
-            f"{folder}: {error}"
-        ) from error

@@ -6,12 +6,13 @@ import inspect
 from pathlib import Path
 
 import torch
+from modalign_plugins.weights import sources
 
 from modalign import VLMSpec, hookimpl
 
 from .any_decoder import AnyDecoder
 from .chat_prompts import TEMPLATE, ChatPrompts
-from .model_folder import described, folder_of, frozen_model
+from .model_folder import folder_of, frozen_model
 
 NAME = "transformers-lm"
 
@@ -36,7 +37,7 @@ def adapter_of(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     folder = folder_of(NAME, model, weights)
-    tokenizer = described(NAME, folder, AutoTokenizer)
+    tokenizer = sources.described(NAME, folder, AutoTokenizer)
     frozen = frozen_model(
         NAME, folder, MODEL_FOR_CAUSAL_LM_MAPPING, weights=weights, device=device, dtype=dtype
     )

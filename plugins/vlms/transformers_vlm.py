@@ -6,12 +6,13 @@ import inspect
 from pathlib import Path
 
 import torch
+from modalign_plugins.weights import sources
 
 from modalign import VLMSpec, WeightsError, hookimpl
 
 from .any_decoder import AnyDecoder
 from .chat_prompts import TEMPLATE, ChatPrompts
-from .model_folder import described, folder_of, frozen_model
+from .model_folder import folder_of, frozen_model
 
 NAME = "transformers-vlm"
 
@@ -36,7 +37,7 @@ def adapter_of(
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     folder = folder_of(NAME, model, weights)
-    processor = described(NAME, folder, AutoProcessor)
+    processor = sources.described(NAME, folder, AutoProcessor)
     if not hasattr(processor, "image_processor"):  # transformers then returns the tokenizer
         raise WeightsError(
             f"{NAME!r} finds no processor of pictures in {folder}; for a model of text alone take "

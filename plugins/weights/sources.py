@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modalign import WeightsError
+from modalign import BuildError, WeightsError
 from modalign.hub import downloaded
 
 __all__ = [
@@ -111,6 +111,24 @@ def read_tokenizer(folder: Path, owner: str) -> Any:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise WeightsError(f"{path} is damaged ({error}); download it again") from error
+
+
+def described(owner: str, folder: Path, loader: Any) -> Any:
+    """What `loader`, a class of transformers that is no model, reads from a folder.
+
+    Raises:
+        BuildError: it needs a library that is not installed.
+        WeightsError: the folder lacks it, or it needs code of its own, which is never run.
+    """
+    try:
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise BuildError(f"{owner!r} cannot read {folder}: {str(error).strip()}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{owner!r} finds no usable {loader.__name__.removeprefix('Auto').lower()} in "
+            f"{folder}: {error}"
+        ) from error
 
 
 def load_frozen(

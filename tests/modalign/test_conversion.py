@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modalign.checkpoint import load_checkpoint, save_checkpoint
-from modalign.conversion import read_released, write_released
+from modalign.conversion import WORDS, read_released, write_released
 from modalign.errors import OutputError, WeightsError
 from modalign.models.dit import TokenStreamDiT
 from modalign.models.released import to_released
@@ -116,21 +116,25 @@ def test_a_folder_becomes_one_file_and_comes_back_byte_for_byte(layout, tmp_path
     assert same_bytes(load_file(tmp_path / "whole" / "model.safetensors"), state)
 
 
-def test_rows_of_added_words_go_along_and_into_another_models_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", WORDS)
+def test_rows_of_added_words_go_along_and_into_another_models_table(
+    tmp_path: Path, words: str
+) -> None:
     """The frozen folder may be Qwen's own: its table is cut where ours begins."""
     state = released()
+    state[words] = state.pop("model.embed_tokens.weight")
     one_file(state, tmp_path)
     trained, _ = read_released(tmp_path, head(), first_added=ADDED)
-    rows = state["model.embed_tokens.weight"][ADDED:]
+    rows = state[words][ADDED:]
     assert trained["frozen.token_rows"].equal(rows)
     path = tmp_path / "one.safetensors"
     save_checkpoint(path, trained, RECIPE, STREAM)
     qwen = tmp_path / "qwen"
     qwen.mkdir()
     table = torch.randn(ADDED + 20, 8).bfloat16()
-    save_file({"model.embed_tokens.weight": table}, qwen / "model.safetensors")
+    save_file({words: table}, qwen / "model.safetensors")
     write_released(load_checkpoint(path), head(), tmp_path / "back", frozen=qwen, first_added=ADDED)
-    back = load_file(tmp_path / "back" / "model.safetensors")["model.embed_tokens.weight"]
+    back = load_file(tmp_path / "back" / "model.safetensors")[words]
     assert back.equal(torch.cat([table[:ADDED], rows]))
 
 

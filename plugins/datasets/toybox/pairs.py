@@ -5,6 +5,7 @@ from typing import Literal
 from modalign import DatasetSpec, Example, Prompt, hookimpl
 
 from .dataset import Toybox
+from .splits import SPLITS
 
 Domain = Literal["scene", "asset"]
 
@@ -18,6 +19,9 @@ class ToyboxPairs:
         seed: of the world.
         size: side of the pictures in pixels.
         views: pictures per object.
+
+    Raises:
+        ValueError: there is no such domain or split, or not even one pixel or view.
     """
 
     def __init__(
@@ -31,6 +35,10 @@ class ToyboxPairs:
     ) -> None:
         if domain not in ("scene", "asset"):
             raise ValueError(f"domain {domain!r} does not exist; use 'scene' or 'asset'")
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} does not exist; use one of {', '.join(SPLITS)}")
+        if size < 1 or views < 1:
+            raise ValueError(f"size {size} and views {views} must be at least 1")
         self.world = Toybox(seed)
         self.domain, self.split, self.size, self.views = domain, split, size, views
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from modalign_plugins.weights.sources import load_frozen
+from modalign_plugins.weights.sources import described, load_frozen
 from torch import Tensor
 
 from modalign import GeneratorSpec, TokenGroup, TokenStream, TokenStreamSpec
@@ -152,15 +152,18 @@ def _build(
     pipeline = StableDiffusionPipeline(
         vae=loading.model(AutoencoderKL, base / "vae", **place),
         text_encoder=load_frozen(
-            CLIPTextModel, CLIPTextConfig.from_pretrained(texts), texts, **place
+            CLIPTextModel, described(NAME, texts, CLIPTextConfig), texts, **place
         ),
-        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
+        tokenizer=described(NAME, base / "tokenizer", CLIPTokenizer),
         unet=loading.model(UNet2DConditionModel, base / "unet", **place),
         scheduler=loading.scheduler(base / "scheduler", owner=NAME),
         safety_checker=None,
         feature_extractor=None,
         image_encoder=load_frozen(
-            CLIPVisionModelWithProjection, CLIPVisionConfig.from_pretrained(images), images, **place
+            CLIPVisionModelWithProjection,
+            described(NAME, images, CLIPVisionConfig),
+            images,
+            **place,
         ),
         requires_safety_checker=False,
     )

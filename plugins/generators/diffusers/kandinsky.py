@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from modalign_plugins.weights.sources import load_frozen
+from modalign_plugins.weights.sources import described, load_frozen
 from torch import Tensor
 
 from modalign import GeneratorSpec, TokenGroup, TokenStream, TokenStreamSpec
@@ -113,7 +113,7 @@ def _build(
 
     place: dict[str, Any] = {"owner": NAME, "device": device, "dtype": dtype}
     folder = prior / "image_encoder"
-    config = CLIPVisionConfig.from_pretrained(folder)
+    config = described(NAME, folder, CLIPVisionConfig)
     null = null_embedding(load_frozen(CLIPVisionModelWithProjection, config, folder, **place))
     pipeline = KandinskyV22Pipeline(
         unet=loading.model(UNet2DConditionModel, decoder / "unet", **place),

@@ -50,16 +50,20 @@ def condition_width(config: Mapping[str, Any]) -> int:
     return width
 
 
-def gap3d_stream(config: Mapping[str, Any], grid: tuple[int, ...]) -> TokenStreamSpec:
+def gap3d_stream(
+    config: Mapping[str, Any], grid: tuple[int, ...], space: str = "golden"
+) -> TokenStreamSpec:
     dim, num_registers = config["in_channels"], config["num_register_tokens"]
     groups = [TokenGroup(name="cls", shape=(1,), dim=dim)]
     if num_registers:
         groups.append(TokenGroup(name="registers", shape=(num_registers,), dim=dim))
     groups.append(TokenGroup(name="patches", shape=grid, dim=dim))
-    return TokenStreamSpec(space="golden", groups=tuple(groups))
+    return TokenStreamSpec(space=space, groups=tuple(groups))
 
 
 SHORT = {"cls": "cls", "registers": "reg", "patches": "patch"}
+# What the released network calls its arguments.
+NOISED = {"patch": "x", "cls": "noisy_sum", "reg": "noisy_regs"}
 
 
 def to_stream(spec: TokenStreamSpec, released: Mapping[str, Tensor]) -> TokenStream:
@@ -265,8 +269,7 @@ def run_flow_loss(case: Case) -> Outputs:
     outputs = {"loss": losses["loss"]}
     outputs |= {f"loss_{SHORT[name]}": losses[f"loss_{name}"] for name in spec.names}
     outputs |= {f"dit_out.v_{name}": -v for name, v in from_stream(spec, out).items()}
-    released = {"patch": "x", "cls": "noisy_sum", "reg": "noisy_regs"}
-    outputs |= {f"dit_in.{released[name]}": tensor for name, tensor in x.items()}
+    outputs |= {f"dit_in.{NOISED[name]}": tensor for name, tensor in x.items()}
     return outputs | {"dit_in.timestep": 1000 * (1 - told), "dit_in.z_latents": condition}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,7 @@ from modalign_plugins.weights import sources
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from modalign import FlowConfig, TokenGroup, TokenStreamSpec
+from modalign import FlowConfig, TokenStreamSpec
 from modalign.models.dit import TokenStreamDiT
 from modalign.models.released import from_released
 from modalign.objectives.flow_matching import FlowMatching
@@ -27,15 +26,19 @@ from modalign.recipes.gap3d import GAP3D
 from modalign.sampling.schedule import training_times
 from tests.golden.case import Case, numbered
 from tests.golden.runners.gap3d import (
+    NOISED,
+    SHORT,
     Outputs,
     condition_width,
     dit_config,
     from_stream,
+    gap3d_stream,
     leaf,
     named,
     to_stream,
 )
 
+NORMED = "golden/layernorm"
 FROZEN_PARTS = ("model.embed_tokens.", "model.layers.", "model.norm.", "visual.", "lm_head.")
 
 
@@ -104,15 +107,14 @@ def prefix_of(case: Case) -> dict[str, Tensor]:
 
 
 def target_stream(case: Case, raw: Tensor) -> tuple[TokenStreamSpec, Outputs]:
-    """The stub encoder's stream: raw tokens (B, N, D), each put through an affine-free norm."""
-    registers = case.config.get("dit_config", {}).get("num_register_tokens", 4)
-    side, dim = math.isqrt(raw.shape[1] - 1 - registers), raw.shape[2]
-    groups = (
-        TokenGroup(name="cls", shape=(1,), dim=dim),
-        TokenGroup(name="registers", shape=(registers,), dim=dim),
-        TokenGroup(name="patches", shape=(side, side), dim=dim),
-    )
-    spec = TokenStreamSpec(space="golden/layernorm", groups=groups)
+    """The stub encoder's stream: raw tokens (B, N, D), each put through an affine-free norm.
+
+    How many registers there are and what grid the patches make, the entry's own targets say.
+    """
+    targets = named(case.inputs | case.expected, "target_")
+    registers = targets["reg"].shape[1] if "reg" in targets else 0
+    widths = {"in_channels": raw.shape[2], "num_register_tokens": registers}
+    spec = gap3d_stream(widths, tuple(targets["patch"].shape[2:]), NORMED)
     return spec, spec.project(spec.split(raw))
 
 
@@ -165,12 +167,8 @@ def run_dinov2_target(case: Case) -> Outputs:
         "use_swiglu_ffn": config["ffn_layer"].startswith("swiglu"),
     }
     side, dim = config["img_size"] // config["patch_size"], config["embed_dim"]
-    groups = (
-        TokenGroup(name="cls", shape=(1,), dim=dim),
-        TokenGroup(name="registers", shape=(config["num_register_tokens"],), dim=dim),
-        TokenGroup(name="patches", shape=(side, side), dim=dim),
-    )
-    spec = TokenStreamSpec(space="golden/layernorm", groups=groups)
+    widths = {"in_channels": dim, "num_register_tokens": config["num_register_tokens"]}
+    spec = gap3d_stream(widths, (side, side), NORMED)
     encoder = Dinov2Encoder(sizes, spec, tensors=case.state_dict)
     raw = encoder.raw_tokens(inputs["pixel_values"])
     stream = encoder.encode(inputs["pixel_values"])
@@ -195,8 +193,14 @@ def run_train_step(case: Case) -> Outputs:
     head = TokenStreamDiT(spec, dit_config(config), condition_width(config))
     released = {k: leaf(v) for k, v in case.state_dict.items() if k.startswith("model.dit.model.")}
     parameters = from_released(released, head)
-    options = GAP3D.objective.options
-    objective = FlowMatching(spec, FlowConfig(grid=GAP3D.flow.grid), weights=options["weights"])
+    # The entry names its weights in a sentence only; they are the recipe's unless it gives numbers.
+    weights = GAP3D.objective.options["weights"] | {
+        name: case.config["weights"][short]
+        for name, short in SHORT.items()
+        if short in case.config.get("weights", {})
+    }
+    weights = {name: weights[name] for name in spec.names}
+    objective = FlowMatching(spec, FlowConfig(grid=GAP3D.flow.grid), weights=weights)
     t = training_times(inputs["u"], objective.flow)
     calls: list[tuple[Any, Tensor, Any]] = []
 
@@ -213,18 +217,14 @@ def run_train_step(case: Case) -> Outputs:
     assert soft.grad is not None
     outputs = {
         "loss": losses["loss"],
-        "loss_cls": losses["loss_cls"],
-        "loss_reg": losses["loss_registers"],
-        "loss_patch": losses["loss_patches"],
-        "dit_in.x": x["patch"],
-        "dit_in.noisy_sum": x["cls"],
-        "dit_in.noisy_regs": x["reg"],
         "dit_in.timestep": 1000 * (1 - told),
         "dit_in.z_latents": condition,
         "sigmas": 1 - t,
         "timesteps": 1000 * (1 - t),
         "grad.latent_queries": soft.grad,
     }
+    outputs |= {f"loss_{SHORT[name]}": losses[f"loss_{name}"] for name in spec.names}
+    outputs |= {f"dit_in.{NOISED[name]}": tensor for name, tensor in x.items()}
     outputs |= {f"dit_out.v_{name}": -tensor for name, tensor in v.items()}
     for name, weight in released.items():
         if weight.grad is not None:

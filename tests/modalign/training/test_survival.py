@@ -122,7 +122,9 @@ def test_a_process_without_a_sample_takes_part(tmp_path: Path) -> None:
 
 def test_a_step_without_any_sample_is_left_out(tmp_path: Path) -> None:
     runs.run(tmp_path / "run", {"batch_size": 1, "data": ("pairs?bad=6",)})
-    assert [row["skipped_steps"] for row in runs.rows(tmp_path / "run")] == [0, 0, 1, 1, 1]
+    rows = runs.rows(tmp_path / "run")
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1]
+    assert {row["samples"] for row in rows} == {1}  # its zeros are in no mean
 
 
 @pytest.mark.slow
@@ -244,6 +246,16 @@ def test_too_many_such_steps_stop_the_run_and_name_samples_and_checkpoint(
     expected = r"more than 2 steps in a row.*step 6 with pair/40, .*checkpoint is .*step-00000003"
     with pytest.raises(TrainingError, match=expected):
         runs.run(tmp_path / "run", {"max_nonfinite": 2})
+
+
+def test_no_checkpoint_is_written_of_too_many_such_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Continued, it would only end again."""
+    poisoned(monkeypatch, {4, 5, 6})
+    with pytest.raises(TrainingError, match="step 6 with pair/40"):
+        runs.run(tmp_path / "run", {"max_nonfinite": 2}, log_every=9)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_table_gives_pictures_and_several_captions(tmp_path: Path, table: str)
     ]
     if table.endswith("jsonl"):
         lines = [json.dumps(row) for row in rows]
-        (tmp_path / table).write_text("\n".join([*lines, "{broken"]) + "\n")
+        (tmp_path / table).write_text("\n".join([*lines, "{broken", "", "  "]) + "\n")
     else:
         with open(tmp_path / table, "w", newline="") as file:
             writer = csv.DictWriter(file, ["file_name", "text", "captions"])

@@ -11,6 +11,7 @@ from modalign_plugins.datasets.toybox import (
     main_colors,
     nearest_color,
 )
+from modalign_plugins.datasets.toybox.pairs import ToyboxPairs
 
 BOX = Toybox(seed=0)
 
@@ -154,3 +155,17 @@ def test_an_edited_object_keeps_the_camera_and_the_surroundings():
     np.testing.assert_array_equal(before.image[outside], after.image[outside])
     main = before.part_ids == 0
     assert (before.image[main] != after.image[main]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"domain": "moon"}, "'scene' or 'asset'"),
+        ({"split": "exam"}, "use one of train, val"),
+        ({"views": 0}, "views 0 must be at least 1"),
+        ({"size": -3}, "size -3"),
+    ],
+)
+def test_pairs_that_cannot_be_drawn_are_refused_before_the_first(options, expected):
+    with pytest.raises(ValueError, match=expected):
+        ToyboxPairs(**options)

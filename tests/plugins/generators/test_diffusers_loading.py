@@ -115,6 +115,19 @@ def test_a_scheduler_that_diffusers_lacks_is_refused(content, tmp_path):
         spec_of("sdxl-eva").build(weights=tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("kandinsky-2.2", "image_encoder"), ("ip-adapter", "text_encoder")],
+)
+def test_a_damaged_configuration_is_refused(name, part, content, tmp_path):
+    write(name, tmp_path)
+    (path,) = (p for p in tmp_path.rglob("config.json") if p.parent.name == part)
+    path.write_text(content)
+    with pytest.raises(WeightsError, match=f"'{name}' finds no usable .*config in {path.parent}"):
+        spec_of(name).build(weights=tmp_path)
+
+
 def test_nothing_is_printed_while_loading(tmp_path, capfd):
     write("ip-adapter", tmp_path)
     capfd.readouterr()
