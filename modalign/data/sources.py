@@ -90,7 +90,13 @@ def _pairs(text: str, query: str) -> dict[str, list[str]]:
 
 
 def _typed(spec: DatasetSpec, given: dict[str, list[str]]) -> dict[str, Any]:
-    parameters = inspect.signature(spec.build, eval_str=True).parameters
+    try:  # without options nothing need be converted, nor annotations be known
+        parameters = inspect.signature(spec.build, eval_str=bool(given)).parameters
+    except NameError as error:
+        raise ModalignError(
+            f"dataset {spec.name!r} cannot take options: {error} where its builder's annotations "
+            "are read; its plugin must import that name outside TYPE_CHECKING"
+        ) from error
     free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = {
         name: parameter

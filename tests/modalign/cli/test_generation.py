@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,17 @@ def test_the_default_name_is_of_what_the_recipe_makes(command: Command, use: Any
     assert command("generate", "a mug", *options)[1] == "output.glb  output.png\n"
 
 
+@contextmanager
+def nothing_built(generator: dict[str, Any]) -> Iterator[None]:
+    """Within it, parts of this generator's sort are installed that must not be built."""
+    known = stubs.registry(
+        vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modalign.registry.installed", lambda: known)
+        yield
+
+
 @pytest.mark.parametrize(
     ("generator", "name", "parts"),
     [
@@ -60,12 +73,8 @@ def test_an_extension_of_something_else_is_refused_before_anything_is_built(
     command: Command, use: Any, generator: dict[str, Any], name: str | None, parts: list[str]
 ) -> None:
     options = use(stubs.registry())
-    known = stubs.registry(
-        vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modalign.registry.installed", lambda: known)
-        output = () if name is None else ("-o", name)
+    output = () if name is None else ("-o", name)
+    with nothing_built(generator):
         refused(command("generate", "a mug", *output, *options), *parts)
 
 
@@ -137,11 +146,7 @@ def test_a_format_that_is_not_made_is_refused_before_anything_is_built(
     command: Command, use: Any, generator: Any, arguments: list[str], parts: list[str]
 ) -> None:
     options = use(stubs.registry())
-    known = stubs.registry(
-        vlm={"build": stubs.refusing}, generator={**generator, "build": stubs.refusing}
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modalign.registry.installed", lambda: known)
+    with nothing_built(generator):
         refused(command("generate", "a mug", "--format", *arguments, *options), *parts)
 
 

@@ -31,12 +31,17 @@ class World(Finite):
         self.options = (path, size, kind, deep, share)
 
 
+def unread(size: Unknown = 2) -> Finite:  # type: ignore[name-defined]  # noqa: F821
+    return Finite(size)
+
+
 class Plugin:
     @hookimpl
     def modalign_datasets(self) -> list[DatasetSpec]:
         return [
             DatasetSpec(name="world", build=World),
             DatasetSpec(name="free", build=lambda **options: Finite(len(options))),
+            DatasetSpec(name="unread", build=unread),
             DatasetSpec(name="heavy", build=World, requires=("no_such_library",)),
         ]
 
@@ -68,6 +73,14 @@ def test_a_builder_of_any_options_gets_them_as_text() -> None:
     dataset, _ = parse_source("free?a=1&b=2", REGISTRY)
     assert isinstance(dataset, Finite)
     assert len(dataset) == 2
+
+
+def test_annotations_that_cannot_be_read_matter_to_options_alone() -> None:
+    """As names imported under TYPE_CHECKING."""
+    dataset, _ = parse_source("unread", REGISTRY)
+    assert isinstance(dataset, Finite)
+    with pytest.raises(ModalignError, match="'unread' cannot take options: name 'Unknown'"):
+        parse_source("unread?size=3", REGISTRY)
 
 
 @pytest.mark.parametrize(
