@@ -12,6 +12,14 @@ from tests.modalign.rendering.plain import plain_splat
 RELEASED = 640_000  # splats of a TRELLIS asset with 20,000 voxels
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def shell(count, scale):
     """Splats on a sphere, of the sizes and opacities that a decoder gives."""
     draw = torch.Generator().manual_seed(0)
@@ -26,7 +34,6 @@ def shell(count, scale):
 @pytest.mark.parametrize("how", ["tiles", "every splat at every pixel"])
 def test_a_small_scene(benchmark, how):
     """500 splats, 64 px, one core; the two pictures are equal (tests)."""
-    torch.set_num_threads(1)
     camera = look(0.3, 0.4, 2.0, math.radians(40))
     xyz, axes, opacity, color = shell(500, 0.02)
     if how == "tiles":
@@ -39,7 +46,6 @@ def test_a_small_scene(benchmark, how):
 @pytest.mark.parametrize("gradient", [False, True], ids=["picture", "picture and gradient"])
 def test_a_released_asset(benchmark, gradient):
     """640,000 splats, 512 px, one core."""
-    torch.set_num_threads(1)
     camera = evaluation(4)[0]
     parts = shell(RELEASED, 0.004)
     if gradient:
