@@ -17,6 +17,7 @@ from modalign import BuildError, WeightsError
 from modalign.hub import downloaded
 
 __all__ = [
+    "described",
     "downloaded",
     "file_tensors",
     "load_frozen",

@@ -12,12 +12,14 @@ import json
 import os
 import pkgutil
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.golden import runners
 from tests.golden.case import Case, Runner
@@ -131,3 +133,47 @@ def test_an_entry_that_expects_nothing_fails(tmp_path: Path) -> None:
     (case.folder / "outputs.safetensors").unlink()
     with pytest.raises(AssertionError, match="no outputs to compare with"):
         compare(replace(case, files=()))
+
+
+def rewritten(case: Case, stem: str, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change the tensors of a copied entry's file."""
+    tensors = case.tensors(stem)
+    change(tensors)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        case.folder / f"{stem}.safetensors",
+    )
+
+
+def test_an_entry_s_own_targets_say_its_registers_and_grid(tmp_path: Path) -> None:
+    """Two registers and four rows of five: each token is normalised by itself."""
+    case = copied("gap3d/07_softtokens_text", tmp_path)
+
+    def fewer(tensors: dict[str, Tensor]) -> None:
+        raw = tensors["target_features_raw"]
+        tensors["target_features_raw"] = torch.cat([raw[:, :3], raw[:, 5:25]], dim=1)
+
+    def cut(tensors: dict[str, Tensor]) -> None:
+        tensors["target_reg"] = tensors["target_reg"][:, :2]
+        tensors["target_patch"] = tensors["target_patch"][:, :, :4]
+
+    rewritten(case, "inputs", fewer)
+    rewritten(case, "outputs", cut)
+    compare(case)
+
+
+def test_a_training_step_has_the_weights_that_its_entry_states(tmp_path: Path) -> None:
+    case = copied("gap3d/06b_train_step_one_dropped", tmp_path)
+    weights = {"cls": 0.5, "reg": 0.1, "patch": 0.4}
+    file = case.folder / case.config_file
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": weights}))
+
+    def weighed(tensors: dict[str, Tensor]) -> None:
+        parts = {name: tensors[f"loss_{name}"] for name in weights}
+        tensors.clear()
+        tensors["loss"] = sum(
+            (weight * parts[name] for name, weight in weights.items()), torch.tensor(0.0)
+        )
+
+    rewritten(case, "outputs", weighed)
+    compare(case)
